@@ -1,0 +1,108 @@
+"""`Atoms` in, ASE results out: energy, forces and stress of a fitted model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from flashace.derivatives import predict
+from flashace.errors import FlashACEError
+from flashace.graph import build_graph
+from flashace.model_file import load_model
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU. Raises FlashACEError for a device that is not here."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise FlashACEError(
+            f"device: expected auto, cpu or a CUDA device of this machine, got {device!r} ({str(error).splitlines()[0]})"
+        ) from error
+    return chosen
+
+
+def choose_dtype(dtype: str) -> torch.dtype:
+    """float32 or float64 by name. Raises FlashACEError for any other."""
+    if dtype not in DTYPES:
+        raise FlashACEError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+class FlashACE(Calculator):
+    """ASE calculator of a fitted model.
+
+    ::
+
+        atoms.calc = FlashACE("model.pt")
+        atoms.get_potential_energy()  # eV
+        atoms.get_forces()            # [N, 3] eV/Å
+        atoms.get_stress()            # [6] eV/Å³, ASE's sign and Voigt order
+
+    All results come from one backward pass. Stress is there when the cell has three vectors, and divided by that cell's volume.
+    `device` is auto, cpu, cuda, cuda:1, …; `dtype` is the precision inside the network, float32 or float64: energies are summed in float64.
+
+    Raises FlashACEError for elements the model does not know (at `atoms.calc = …`) and structures that cannot be evaluated, and
+    CalculationFailed for results that are not finite.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+    default_parameters = {"device": "auto", "dtype": "float32"}
+
+    def __init__(self, model: str | Path, device: str = "auto", dtype: str = "float32") -> None:
+        super().__init__(model=str(model), device=device, dtype=dtype)
+        self.model = load_model(model, choose_dtype(dtype), choose_device(device))
+        self.device = self.model.embedding.device
+
+    @property
+    def r_max(self) -> float:
+        """Cutoff in Å."""
+        return self.model.config.r_max
+
+    def set_atoms(self, atoms: Atoms) -> None:
+        """Called by ASE at `atoms.calc = …`: an unknown element is named there, before any run starts."""
+        self._check_elements(atoms)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Fill `results` with everything at once: a second property costs nothing."""
+        super().calculate(atoms, properties, system_changes)
+        self._check_elements(self.atoms)
+        graph = build_graph(self.atoms, self.r_max).to(self.device)
+        prediction = predict(self.model, graph, self.model.dtype)
+        energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
+        energy = float(prediction.energy)
+        results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
+        if self.atoms.cell.rank == 3:
+            results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
+            results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].cpu().numpy())
+        self._check_finite(results)
+        self.results = results
+
+    def _check_elements(self, atoms: Atoms) -> None:
+        self.model.check_elements(torch.from_numpy(np.unique(atoms.numbers)).long())
+
+    def _check_finite(self, results: dict[str, Any]) -> None:
+        for name, value in results.items():
+            if not np.isfinite(value).all():
+                bad = np.flatnonzero(~np.isfinite(np.asarray(results["forces"])).all(axis=1))
+                distances = self.atoms.get_all_distances(mic=True) if len(self.atoms) < 1000 else np.full((1, 1), np.nan)
+                np.fill_diagonal(distances, np.inf)
+                raise CalculationFailed(
+                    f"{name} is not finite (atoms {bad[:5].tolist()}; shortest distance {distances.min():.3g} Å): "
+                    "the structure is outside what the model can describe; look for atoms on top of each other or a time step that is too long"
+                )

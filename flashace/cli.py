@@ -1,0 +1,150 @@
+"""The commands: what a user types in, what the rest of the house does out. The only file with click."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from flashace.calculator import choose_device, choose_dtype
+from flashace.errors import FlashACEError
+from flashace.model_file import load_model, read_header
+from flashace.train import report
+from flashace.train.config import FitConfig, load_config
+from flashace.train.data import LabelKeys, read_labelled
+from flashace.train.evaluate import error_rows, predict_graphs
+from flashace.train.loop import fit as run_fit
+from flashace.train.prepare import build_graphs, prepare
+
+console = Console(highlight=False)
+CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
+
+
+class _Group(click.Group):
+    """Our own errors are one line for the user, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (FlashACEError, FileNotFoundError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group)
+@click.version_option(package_name="flashace")
+def main() -> None:
+    """Attention on the Atomic Cluster Expansion: fit, check and use interatomic potentials."""
+
+
+@main.command()
+@click.argument("data", nargs=-1)
+@click.option("-c", "--config", type=click.Path(), help="YAML with any of the options; flags overrule it.")
+@click.option("--valid", multiple=True, help="File for validation; a part of DATA where not given.")
+@click.option("--isolated-atoms", help="File with a single-atom frame per element: reference energies.")
+@click.option("-o", "--output", help="Run folder; runs/<name of DATA> where not given.")
+@click.option("--overwrite", is_flag=True, help="Delete what the run folder holds.")
+@click.option("--epochs", type=int, help="Passes over the data.")
+@click.option("--max-time", type=float, help="Minutes; the schedule fits itself to it.")
+@click.option("--batch-size", type=int, help="Structures per step.")
+@click.option("--r-max", type=float, help="Cutoff in Å.")
+@click.option("--learning-rate", type=float, help="Peak of the schedule.")
+@click.option("--seed", type=int, help="Seed of split, weights and order of the frames.")
+@click.option("--device", help="auto, cpu or cuda.")
+@click.option("--dtype", help="float32 or float64.")
+@click.option("--energy-key", help="Name of the energy in DATA.")
+@click.option("--forces-key", help="Name of the forces in DATA.")
+@click.option("--stress-key", help="Name of the stress or virial in DATA.")
+@click.option("--dry-run", is_flag=True, help="Show the decisions and stop.")
+@click.option("--resume", type=click.Path(), help="Run folder of an interrupted fit: go on where it stopped.")
+def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, **flags: Any) -> None:
+    """Fit a model to labelled structures (any format that ASE reads)."""
+    started = time.monotonic()
+    if resume is not None:
+        given = [name for name, value in flags.items() if value not in (None, ())]
+        if given or config:
+            raise FlashACEError(f"--resume {resume} takes its options from that folder; leave out {', '.join(given or ['config'])}")
+        config = str(Path(resume) / "config.yaml")
+    prepared = prepare(_configuration(config, flags))
+    console.print(report.label_table(prepared.labels))
+    decisions = Table(show_header=False, title="Decisions", title_justify="left")
+    for row in prepared.decisions():
+        decisions.add_row(*row)
+    console.print(decisions)
+    if dry_run:
+        return
+    folder = Path(str(prepared.config.train.output))
+    if resume is None:
+        _make_room(folder, overwrite)
+    if not run_fit(prepared, console, resume=resume is not None, started=started):
+        console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}")
+        raise SystemExit(130)
+    console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}")
+
+
+@main.command()
+@click.argument("model", type=click.Path())
+@click.argument("data", nargs=-1, required=True)
+@click.option("-o", "--output", default="predictions.extxyz", show_default=True, help="Frames with their predictions.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--energy-key")
+@click.option("--forces-key")
+@click.option("--stress-key")
+def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype: str, **keys: Any) -> None:
+    """Errors of MODEL on labelled structures; predictions go to a file."""
+    network = load_model(model, choose_dtype(dtype), choose_device(device))
+    label_keys = LabelKeys(**{name.removesuffix("_key"): key for name, key in keys.items()})
+    frames, labels = read_labelled(data, label_keys, required=("energy",))
+    graphs = build_graphs(frames, network.config.r_max)
+    for graph in graphs:
+        network.check_elements(graph.numbers)
+    predictions = predict_graphs(network, graphs)
+    console.print(report.label_table(labels))
+    console.print(report.error_table({"data": error_rows(frames, predictions)}))
+    report.write_predictions(output, frames, predictions)
+    console.print(f"predictions  {output}")
+
+
+@main.command()
+@click.argument("model", type=click.Path())
+def info(model: str) -> None:
+    """What MODEL is: elements, sizes, reference energies, what it was fitted to and how well."""
+    header = read_header(model)
+    provenance = header["provenance"]
+    table = Table(show_header=False, title=str(model), title_justify="left")
+    table.add_row("elements", ", ".join(header["atomic_energies"]))
+    energies = ", ".join(f"{s} {e:.6f}" for s, e in header["atomic_energies"].items())
+    table.add_row("reference energies", f"{energies} eV, {provenance.get('reference_energies', 'origin unknown')}")
+    table.add_row("parameters", f"{header['num_parameters']:,}")
+    for name, value in header["config"].items():
+        table.add_row(name, str(value))
+    table.add_row("format", str(header["format"]))
+    for name in ("training_data", "versions"):
+        for key, value in provenance.get(name, {}).items():
+            table.add_row(f"{name.replace('_', ' ')}: {key}", ", ".join(value) if isinstance(value, list) else str(value))
+    console.print(table)
+    if "errors" in provenance:
+        console.print(report.error_table(provenance["errors"]))
+
+
+def _configuration(path: str | None, flags: dict[str, Any]) -> FitConfig:
+    """From -c, from data on the command line alone, or from the first config file in the usual places."""
+    if path is None and not flags["data"]:
+        found = [place for place in CONFIG_PLACES if place.is_file()]
+        if not found:
+            raise FlashACEError(f"expected DATA or --config, or one of {', '.join(map(str, CONFIG_PLACES))} here; got none of them")
+        path = str(found[0])
+        console.print(f"options from {path}")
+    return load_config(path, flags)
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise FlashACEError(
+                f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, or --resume {folder}"
+            )
+        shutil.rmtree(folder)

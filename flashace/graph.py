@@ -1,0 +1,137 @@
+"""`Atoms` in, `Graph` out: who is whose neighbour, and by which periodic image. Training and inference share this builder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from ase import Atoms
+from matscipy.neighbours import neighbour_list
+from torch import Tensor
+
+from flashace.errors import FlashACEError
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One structure, or several that do not see each other (B structures, N atoms, E edges, M neighbours at most).
+
+    positions [N, 3] Å and cell [B, 3, 3] Å (rows are lattice vectors) in float64, numbers [N], structure [N] (to which structure
+    an atom belongs), edge_index [2, E] (centre i, neighbour j; sorted by centre), unit_shifts [E, 3] (whole lattice vectors),
+    edge_vec [E, 3] Å = positions[j] - positions[i] + unit_shifts @ cell, and slots [N, M]: the edges of each atom, filled up with E.
+    """
+
+    positions: Tensor
+    numbers: Tensor
+    cell: Tensor
+    structure: Tensor
+    edge_index: Tensor
+    unit_shifts: Tensor
+    edge_vec: Tensor
+    slots: Tensor
+
+    @property
+    def num_structures(self) -> int:
+        """B."""
+        return self.cell.shape[0]
+
+    def to(self, device: torch.device | str) -> "Graph":
+        """The same graph on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def with_edge_vec(self, edge_vec: Tensor) -> "Graph":
+        """The same graph with other edge vectors, for example a leaf of autograd or a rotated copy."""
+        return replace(self, edge_vec=edge_vec)
+
+
+def build_graph(atoms: Atoms, r_max: float) -> Graph:
+    """The graph of one structure: every pair closer than `r_max` Å, through every periodic image.
+
+    Atoms may lie outside the cell, the cell may be smaller than `r_max`, left-handed, or missing where there is no periodicity.
+    Raises FlashACEError for no atoms, positions or a cell that are not finite, and a periodic direction without a lattice vector.
+    """
+    _check(atoms)
+    pbc, cell = atoms.pbc, np.asarray(atoms.cell)
+    box, origin = _bounding_box(atoms.positions, cell, pbc)
+    fractional = np.linalg.solve(box.T, (atoms.positions - origin).T).T
+    wraps = np.where(pbc, np.floor(fractional), 0.0)
+    inside = atoms.positions - origin - wraps @ box
+    i, j, shifts, edge_vec = neighbour_list("ijSD", pbc=pbc, cell=box, positions=inside, cutoff=float(r_max))
+    order = np.lexsort((j, i))
+    i, j = i[order], j[order]
+    edge_index = torch.from_numpy(np.stack([i, j]).astype(np.int64))
+    return Graph(
+        positions=torch.from_numpy(atoms.positions.copy()),
+        numbers=torch.from_numpy(atoms.numbers.astype(np.int64)),
+        cell=torch.from_numpy(cell.copy()).unsqueeze(0),
+        structure=torch.zeros(len(atoms), dtype=torch.int64),
+        edge_index=edge_index,
+        unit_shifts=torch.from_numpy(shifts[order] + wraps[i] - wraps[j]),
+        edge_vec=torch.from_numpy(edge_vec[order]),
+        slots=_slots(edge_index[0], len(atoms)),
+    )
+
+
+def batch_graphs(graphs: Sequence[Graph]) -> Graph:
+    """Several graphs as one; structures keep their order and do not see each other."""
+    if len(graphs) == 1:
+        return graphs[0]
+    first_atom = np.cumsum([0] + [len(g.numbers) for g in graphs])
+    first_structure = np.cumsum([0] + [g.num_structures for g in graphs])
+    edge_index = torch.cat([g.edge_index + int(n) for g, n in zip(graphs, first_atom, strict=False)], dim=1)
+    return Graph(
+        positions=torch.cat([g.positions for g in graphs]),
+        numbers=torch.cat([g.numbers for g in graphs]),
+        cell=torch.cat([g.cell for g in graphs]),
+        structure=torch.cat([g.structure + int(b) for g, b in zip(graphs, first_structure, strict=False)]),
+        edge_index=edge_index,
+        unit_shifts=torch.cat([g.unit_shifts for g in graphs]),
+        edge_vec=torch.cat([g.edge_vec for g in graphs]),
+        slots=_slots(edge_index[0], int(first_atom[-1])),
+    )
+
+
+def _check(atoms: Atoms) -> None:
+    if len(atoms) == 0:
+        raise FlashACEError("structure: expected at least one atom, got none")
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+    if len(bad):
+        raise FlashACEError(
+            f"positions: expected finite numbers, got {atoms.positions[bad[0]]} at atom {bad[0]} "
+            f"({len(bad)} of {len(atoms)} atoms); look at the step that produced this structure"
+        )
+    cell = np.asarray(atoms.cell)
+    if not np.isfinite(cell).all():
+        raise FlashACEError(f"cell: expected finite numbers, got {cell.tolist()}")
+    periodic = cell[atoms.pbc]
+    if np.linalg.matrix_rank(periodic) < len(periodic):
+        raise FlashACEError(
+            f"cell: pbc={atoms.pbc.tolist()} needs {len(periodic)} independent lattice vectors along the periodic directions, "
+            f"got {periodic.tolist()}; set the cell, or pbc=False for a molecule"
+        )
+
+
+def _bounding_box(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A cell of nonzero volume and its origin: the periodic vectors as they are, the others orthogonal to them and around all atoms."""
+    if pbc.all():
+        return cell, np.zeros(3)
+    box = np.zeros((3, 3))
+    box[pbc] = cell[pbc]
+    _, _, basis = np.linalg.svd(cell[pbc]) if pbc.any() else (None, None, np.eye(3))
+    origin = np.zeros(3)
+    for direction, unit in zip(np.flatnonzero(~pbc), basis[pbc.sum() :], strict=True):
+        along = positions @ unit
+        margin = 1.0  # Å; keeps the outermost atoms off the faces of the box
+        box[direction] = unit * (np.ptp(along) + 2 * margin)
+        origin += unit * (along.min() - margin)
+    return box, origin
+
+
+def _slots(centre: Tensor, num_atoms: int) -> Tensor:
+    """[N, M]: the edges of each atom, filled up with E. `centre` [E] ascends. M is at least 1."""
+    counts = torch.bincount(centre, minlength=num_atoms)
+    first = counts.cumsum(0) - counts
+    edges = torch.arange(len(centre))
+    slots = torch.full((num_atoms, max(int(counts.max()), 1)), len(centre))
+    slots[centre, edges - first[centre]] = edges
+    return slots

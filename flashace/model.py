@@ -1,0 +1,165 @@
+"""`Graph` in, one energy per atom out. No autograd happens here; forces and stress are made in `derivatives.py`."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from flashace.errors import FlashACEError
+from flashace.graph import Graph
+from flashace.nn.attention import NeighbourAttention
+from flashace.nn.edge_functions import EdgeFunctions
+from flashace.nn.harmonics import SphericalHarmonics
+from flashace.nn.layer import Layer
+from flashace.nn.product import ProductBasis
+from flashace.nn.radial import BesselBasis, GaussianBasis, polynomial_envelope
+from flashace.nn.readout import Readout
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ModelConfig:
+    """What decides the shape of the model. The same names stand in the YAML file and in the model file."""
+
+    r_max: float = Field(5.0, gt=0, description="cutoff in Å: what an atom sees")
+    l_max: int = Field(2, ge=1, le=6, description="highest degree of the spherical harmonics")
+    num_radial: int = Field(8, ge=1, description="radial basis functions")
+    hidden_dim: int = Field(128, ge=1, description="scalars per atom")
+    num_channels: int = Field(32, ge=1, description="tensors per atom and degree l")
+    num_heads: int | None = Field(None, ge=1, description="attention heads; one per channel where not given")
+    key_dim: int = Field(16, ge=1, description="width of keys and queries")
+    num_layers: int = Field(2, ge=1, description="layers: how deeply a neighbourhood is read, never how far")
+    correlation: int = Field(3, ge=1, description="highest order of the product basis")
+    edge_hidden_dim: int = Field(64, ge=1, description="width of the MLP behind the edge functions")
+    radial_basis_type: Literal["bessel", "gaussian"] = Field("bessel", description="radial basis")
+    radial_trainable: bool = Field(False, description="frequencies, or centres and widths, are learned")
+    gaussian_width: float | None = Field(None, gt=0, description="width of the Gaussians in Å; r_max / num_radial where not given")
+    envelope_exponent: int = Field(6, ge=2, description="exponent p of the polynomial envelope")
+
+    @property
+    def heads(self) -> int:
+        """The number of heads in use."""
+        return self.num_heads or self.num_channels
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "ModelConfig":
+        for name in ("num_channels", "hidden_dim"):
+            if getattr(self, name) % self.heads:
+                raise ValueError(f"{name}={getattr(self, name)} must be a multiple of num_heads={self.heads}")
+        return self
+
+
+class AttentionACE(nn.Module):
+    """Attention on the Atomic Cluster Expansion: strictly local, one energy per atom.
+
+    E_i = E0(z_i) + scale · Σ_p [readout_p(s_i) - readout_p(s of the same atom without neighbours)], so that an atom alone has exactly its
+    reference energy. `atomic_energies` maps symbols to E0 in eV and says which elements the model knows; `scale` is in eV.
+    """
+
+    element_index: Tensor  # atomic number -> index among the S elements, -1 where unknown
+    atomic_energies: Tensor  # [S] eV
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        atomic_energies: Mapping[str, float],
+        scale: float = 1.0,
+        avg_num_neighbors: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.scale, self.avg_num_neighbors = float(scale), float(avg_num_neighbors)
+        self.e0 = {symbol: float(atomic_energies[symbol]) for symbol in sorted(atomic_energies, key=atomic_numbers.__getitem__)}
+        numbers = [atomic_numbers[symbol] for symbol in self.e0]
+        element_index = torch.full((len(chemical_symbols),), -1)
+        element_index[numbers] = torch.arange(len(numbers))
+        self.register_buffer("element_index", element_index, persistent=False)
+
+        c = config
+        radial: dict[str, nn.Module] = {
+            "bessel": BesselBasis(c.r_max, c.num_radial, c.radial_trainable),
+            "gaussian": GaussianBasis(c.r_max, c.num_radial, c.radial_trainable, c.gaussian_width),
+        }
+        self.radial_basis = radial[c.radial_basis_type]
+        self.harmonics = SphericalHarmonics(c.l_max)
+        self.embedding = nn.Parameter(torch.randn(len(numbers), c.hidden_dim))
+        self.layers = nn.ModuleList([_layer(c, len(numbers), self.avg_num_neighbors, has_tensors=p > 0) for p in range(c.num_layers)])
+        self.readouts = nn.ModuleList([Readout(c.hidden_dim) for _ in range(c.num_layers)])
+        self.to(dtype)
+        # float64 always: total energies of thousands of eV have to be resolved to µeV
+        self.register_buffer("atomic_energies", torch.tensor(list(self.e0.values()), dtype=torch.float64), persistent=False)
+
+    @property
+    def symbols(self) -> list[str]:
+        """The elements that the model knows, by atomic number."""
+        return list(self.e0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights; energies are float64 always."""
+        return self.embedding.dtype
+
+    def forward(self, graph: Graph) -> Tensor:
+        """Energies [N] in eV, float64. Raises FlashACEError for an element that the model does not know (check with `check_elements`)."""
+        element = self.element_index[graph.numbers]
+        energy = self._interaction(graph, element)
+        alone = torch.arange(len(self.e0), device=element.device)
+        own, empty = energy.split([element.shape[0], alone.shape[0]])
+        return self.atomic_energies[element] + self.scale * (own - empty[element]).double()
+
+    def _interaction(self, graph: Graph, element: Tensor) -> Tensor:
+        """[N + S]: the summed readouts of all atoms, and of one atom without neighbours per element."""
+        vec, neighbour = self._neighbourhoods(graph, element)
+        element = torch.cat([element, torch.arange(len(self.e0), device=element.device)])
+        r = vec.norm(dim=-1)
+        Y = self.harmonics(vec / r.unsqueeze(-1))
+        envelope = polynomial_envelope(r, self.config.r_max, self.config.envelope_exponent)
+        basis = self.radial_basis(r) * envelope.unsqueeze(-1)
+        s, t = self.embedding[element], None
+        energy = torch.zeros_like(s[:, 0])
+        for layer, readout in zip(self.layers, self.readouts, strict=True):
+            s, t = layer(s, t, basis, envelope, Y, element.unsqueeze(-1), neighbour)
+            energy = energy + readout(s)
+        return energy
+
+    def _neighbourhoods(self, graph: Graph, element: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [N + S, M, 3] and elements [N + S, M] of the neighbours.
+
+        A slot without a neighbour holds a pair at the cutoff, where the envelope and its derivatives are exactly zero; the last S atoms
+        have nothing else.
+        """
+        at_cutoff = graph.edge_vec.new_tensor([[self.config.r_max, 0.0, 0.0]])
+        vec = torch.cat([graph.edge_vec, at_cutoff])
+        neighbour = torch.cat([element[graph.edge_index[1]], element.new_zeros(1)])
+        alone = graph.slots.new_full((len(self.e0), graph.slots.shape[1]), graph.edge_vec.shape[0])
+        slots = torch.cat([graph.slots, alone])
+        return vec[slots], neighbour[slots]
+
+    def check_elements(self, numbers: Tensor) -> None:
+        """Raises FlashACEError that names the elements which the model does not know."""
+        unknown = sorted({chemical_symbols[int(z)] for z in numbers if self.element_index[int(z)] < 0})
+        if unknown:
+            raise FlashACEError(
+                f"elements: this model knows {', '.join(self.symbols)}; the structure also has {', '.join(unknown)}. "
+                "Use a model fitted to data with these elements"
+            )
+
+
+def _layer(c: ModelConfig, num_elements: int, avg_num_neighbors: float, has_tensors: bool) -> Layer:
+    return Layer(
+        edge_functions=EdgeFunctions(
+            num_elements, c.num_radial, c.edge_hidden_dim, c.key_dim, c.heads, c.hidden_dim, c.num_channels, c.l_max
+        ),
+        attention=NeighbourAttention(c.hidden_dim, c.num_channels, c.heads, c.key_dim, c.l_max, avg_num_neighbors, has_tensors),
+        product=ProductBasis(c.num_channels, c.l_max, c.correlation),
+        hidden_dim=c.hidden_dim,
+        num_channels=c.num_channels,
+        l_max=c.l_max,
+        correlation=c.correlation,
+        has_tensors=has_tensors,
+        layer_scale=0.5 * c.num_layers**-0.5,
+    )

@@ -1,0 +1,81 @@
+"""A model in, one file out, and back: tensors and JSON in safetensors' layout. Nothing in it is ever executed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from flashace.errors import FlashACEError
+from flashace.model import AttentionACE, ModelConfig
+
+FORMAT = 1
+
+
+def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, Any]) -> None:
+    """Write weights, configuration, reference energies and `provenance` (anything JSON: data hash, errors, versions).
+
+    The file appears whole or not at all.
+    """
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "config": asdict(model.config),
+        "atomic_energies": model.e0,
+        "scale": model.scale,
+        "avg_num_neighbors": model.avg_num_neighbors,
+        "provenance": dict(provenance),
+    }
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
+    partial.replace(path)
+
+
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AttentionACE:
+    """The model, ready for inference (weights do not require gradients).
+
+    Raises FileNotFoundError, and FlashACEError for a file that is truncated, not ours, newer than this version, or does not fit itself.
+    """
+    header, tensors = _read(Path(path), with_tensors=True)
+    try:
+        config = ModelConfig(**header["config"])
+        model = AttentionACE(config, header["atomic_energies"], header["scale"], header["avg_num_neighbors"], dtype)
+        model.load_state_dict(tensors, strict=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
+        raise FlashACEError(
+            f"{path}: header and weights of this model file do not fit together ({error}); write it anew with `flashace fit`"
+        ) from error
+    return model.requires_grad_(False).eval().to(device)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Everything in the file but the weights, and their number as `num_parameters`. Raises as `load_model` does."""
+    return _read(Path(path), with_tensors=False)[0]
+
+
+def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"model file {path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("flashace", "null"))
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise FlashACEError(
+            f"{path}: expected a FlashACE model file, but it is truncated or of another kind ({error}); copy or fit it again"
+        ) from error
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise FlashACEError(f"{path}: expected a FlashACE model file, got a safetensors file of another program")
+    if header["format"] > FORMAT:
+        raise FlashACEError(
+            f"{path}: this file has format {header['format']}, and this version of FlashACE reads up to format {FORMAT}; pip install -U flashace"
+        )
+    header["num_parameters"] = sum(torch.Size(shape).numel() for shape in shapes)
+    return header, tensors

@@ -1,0 +1,34 @@
+"""Linear maps of scalars and of tensors; weights start at variance 1 / fan-in, so outputs keep the scale of their inputs."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """x [..., fan_in] -> [..., fan_out]; no bias unless asked for."""
+
+    def __init__(self, fan_in: int, fan_out: int, bias: bool = False, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(fan_in, fan_out) * gain * fan_in**-0.5)
+        self.bias = nn.Parameter(torch.zeros(fan_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map along the last axis."""
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class TensorLinear(nn.Module):
+    """Tensors [N, (l_max+1)², fan_in] -> [N, (l_max+1)², fan_out]: one matrix per degree l ≥ `first`, which mixes channels and no components.
+
+    With `first` = 1 the input and output have no l = 0 row.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, l_max: int, first: int = 0) -> None:
+        super().__init__()
+        self.sizes = [2 * l + 1 for l in range(first, l_max + 1)]
+        self.weights = nn.ParameterList([torch.randn(fan_in, fan_out) * fan_in**-0.5 for _ in self.sizes])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map, degree by degree."""
+        return torch.cat([part @ w for part, w in zip(x.split(self.sizes, dim=1), self.weights, strict=True)], dim=1)

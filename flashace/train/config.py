@@ -1,0 +1,109 @@
+"""YAML and flags in, one checked `FitConfig` out; every option, its default and its meaning stand in a dataclass."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from flashace.errors import FlashACEError
+from flashace.model import ModelConfig
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class TrainConfig:
+    """Everything about a fit but the shape of the model."""
+
+    data: tuple[str, ...] = Field((), description="files of labelled structures, of any format that ase.io reads")
+    valid: tuple[str, ...] = Field((), description="files for validation; where none is given, a part of `data`")
+    valid_fraction: float = Field(0.1, gt=0, lt=1, description="part of `data` kept for validation")
+    isolated_atoms: str | None = Field(None, description="file with one single-atom frame per element, for E0")
+    atomic_energies: dict[str, float] | None = Field(None, description="E0 per element in eV")
+    energy_key: str | None = Field(None, description="name of the energy; found by itself where not given")
+    forces_key: str | None = Field(None, description="name of the forces; found by itself where not given")
+    stress_key: str | None = Field(None, description="name of the stress or virial; found by itself where not given")
+    output: str | None = Field(None, description="run folder; runs/<name of the data> where not given")
+    seed: int = Field(0, ge=0, description="seed of split, weights and order of the frames")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    dtype: Literal["float32", "float64"] = Field("float32", description="precision of network and gradients")
+    epochs: int | None = Field(None, ge=1, description="passes over the data; from its size where not given")
+    max_time: float | None = Field(None, gt=0, description="minutes; the schedule is fitted to it")
+    batch_size: int | None = Field(None, ge=1, description="structures per step; from their size where not given")
+    learning_rate: float = Field(5e-3, gt=0, description="peak of the schedule")
+    warmup: float = Field(0.02, ge=0, lt=1, description="part of the fit in which the learning rate rises")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="for weight matrices; AdamW takes the rest")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
+    clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="averaging of the weights, per step")
+    energy_weight: float = Field(1.0, ge=0, description="weight of the energy per atom in the loss")
+    forces_weight: float = Field(1.0, ge=0, description="weight of the forces in the loss")
+    stress_weight: float = Field(1.0, ge=0, description="weight of the stress in the loss")
+    last_stage: float = Field(0.25, ge=0, lt=1, description="last part of the fit, with a heavier energy")
+    last_energy_weight: float = Field(10.0, ge=0, description="energy_weight in the last stage")
+    compile: Literal["auto", "yes", "no"] = Field("auto", description="compile the training step; auto: when it pays")
+    checkpoint_interval: int = Field(10, ge=1, description="epochs between checkpoints")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The two halves of a fit; in YAML they are one flat list of options."""
+
+    model: ModelConfig
+    train: TrainConfig
+
+
+def load_config(path: str | Path | None, flags: Mapping[str, Any]) -> FitConfig:
+    """The options of a YAML file, overruled by `flags` that are not None.
+
+    Raises FlashACEError for unknown names (with the nearest known one) and values of the wrong kind.
+    """
+    options = {} if path is None else _read_yaml(Path(path))
+    options |= {name: value for name, value in flags.items() if value is not None and value != ()}
+    return make_config(options)
+
+
+def make_config(options: Mapping[str, Any]) -> FitConfig:
+    """A checked configuration from a flat mapping. Raises as `load_config` does."""
+    model_names = {f.name for f in fields(ModelConfig)}
+    known = sorted(model_names | {f.name for f in fields(TrainConfig)})
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
+            raise FlashACEError(f"unknown key `{name}`{hint}")
+    options = {n: [v] if n in ("data", "valid") and isinstance(v, str) else v for n, v in options.items()}
+    try:
+        return FitConfig(
+            ModelConfig(**{name: value for name, value in options.items() if name in model_names}),
+            TrainConfig(**{name: value for name, value in options.items() if name not in model_names}),
+        )
+    except ValidationError as error:
+        raise FlashACEError("; ".join(_explain(e) for e in error.errors())) from error
+
+
+def write_config(path: Path, config: FitConfig) -> None:
+    """A YAML file that `load_config` reads back to the same configuration."""
+    options = asdict(config.train) | asdict(config.model)
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    path.write_text(yaml.safe_dump({name: v for name, v in plain.items() if v is not None}, sort_keys=False))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FlashACEError(f"--config {path}: no such file")
+    try:
+        options = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise FlashACEError(f"{path}: expected YAML, got {error}") from error
+    if not isinstance(options, dict | None):
+        raise FlashACEError(f"{path}: expected `name: value` lines, got a {type(options).__name__}")
+    return options or {}
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    name = ".".join(map(str, error["loc"]))
+    return f"`{name}`: {error['msg']}, got {error['input']!r}" if name else str(error["msg"])

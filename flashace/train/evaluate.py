@@ -1,0 +1,47 @@
+"""Model and frames in, predictions and errors out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from flashace.derivatives import predict
+from flashace.graph import Graph, batch_graphs
+from flashace.model import AttentionACE
+from flashace.train.data import Labelled
+from flashace.train.metrics import ErrorTable
+
+MAX_EDGES = 20_000  # evaluated at once; bounds the memory
+
+
+def predict_graphs(model: AttentionACE, graphs: Sequence[Graph], advance: Callable[[int], Any] = lambda done: None) -> list[dict[str, Any]]:
+    """Energy (eV), forces [N, 3] (eV/Å) and stress [3, 3] (eV/Å³, None without a cell) of each graph, as numpy in float64.
+
+    `advance` is called with the number of graphs just done.
+    """
+    device, predictions = model.embedding.device, []
+    for chunk in _chunks(graphs):
+        result = predict(model, batch_graphs(chunk).to(device), model.dtype)
+        forces = result.forces.cpu().split([g.numbers.shape[0] for g in chunk])
+        for graph, energy, f, stress in zip(chunk, result.energy.tolist(), forces, result.stress.cpu(), strict=True):
+            has_cell = bool(graph.cell.det().abs() > 0)
+            predictions.append({"energy": energy, "forces": f.numpy(), "stress": stress.numpy() if has_cell else None})
+        advance(len(chunk))
+    return predictions
+
+
+def error_rows(frames: Sequence[Labelled], predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `ErrorTable` for these frames."""
+    table = ErrorTable()
+    for frame, prediction in zip(frames, predictions, strict=True):
+        table.add(frame, **prediction)
+    return table.rows()
+
+
+def _chunks(graphs: Sequence[Graph]) -> Iterator[list[Graph]]:
+    chunk: list[Graph] = []
+    for graph in graphs:
+        if chunk and sum(g.edge_vec.shape[0] for g in chunk) + graph.edge_vec.shape[0] > MAX_EDGES:
+            yield chunk
+            chunk = []
+        chunk.append(graph)
+    if chunk:
+        yield chunk

@@ -1,0 +1,79 @@
+"""Training frames in; reference energies, energy scale, neighbour count and the units of the loss out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+
+from flashace.errors import FlashACEError
+from flashace.graph import Graph
+from flashace.train.data import Labelled
+
+
+@dataclass(frozen=True)
+class LossUnits:
+    """What counts as an error of one: energy in eV/atom, forces in eV/Å, stress in eV/Å³."""
+
+    energy: float
+    forces: float
+    stress: float
+
+
+@dataclass(frozen=True)
+class ReferenceEnergies:
+    """E0 per element in eV, and one sentence that says where they came from."""
+
+    values: dict[str, float]
+    origin: str
+
+
+def elements_of(frames: Sequence[Labelled]) -> list[str]:
+    """The elements of all frames, by atomic number."""
+    return [chemical_symbols[z] for z in sorted({int(z) for frame in frames for z in set(frame.atoms.numbers)})]
+
+
+def reference_energies(frames: Sequence[Labelled], given: Mapping[str, float], origin: str) -> ReferenceEnergies:
+    """The given energies, or least squares over the frames where none are given.
+
+    Where the frames cannot tell elements apart (all of one composition, say), the solution with the smallest energies is taken, and
+    `origin` says so. Raises FlashACEError where some elements have a given energy and others do not.
+    """
+    elements = elements_of(frames)
+    missing = [symbol for symbol in elements if symbol not in given]
+    if given and missing:
+        raise FlashACEError(
+            f"atomic energies ({origin}): expected one for each of {', '.join(elements)}, {', '.join(missing)} missing; "
+            "add them, or give none at all to have them solved by least squares"
+        )
+    if given:
+        return ReferenceEnergies({symbol: float(given[symbol]) for symbol in elements}, origin)
+    labelled = [frame for frame in frames if frame.energy is not None]
+    counts = np.array([[np.count_nonzero(frame.atoms.numbers == atomic_numbers[s]) for s in elements] for frame in labelled], float)
+    solution, _, rank, _ = np.linalg.lstsq(counts, np.array([frame.energy for frame in labelled]))
+    origin = f"least squares over {len(labelled)} frames, rank {rank} of {len(elements)}"
+    if rank < len(elements):
+        origin += f" (the compositions cannot tell {', '.join(elements)} fully apart: the smallest solution is taken, and only sums are meaningful)"
+    return ReferenceEnergies(dict(zip(elements, map(float, solution), strict=True)), origin)
+
+
+def loss_units(frames: Sequence[Labelled]) -> LossUnits:
+    """Root mean squares of the force and stress components of the training frames.
+
+    An energy error of one is the force unit times 0.03 Å: where both are fitted well, errors per atom and per component stand near
+    this ratio, so neither label drowns the other.
+    """
+    forces = _rms([frame.forces for frame in frames if frame.forces is not None], least=1e-2)
+    stress = _rms([frame.stress for frame in frames if frame.stress is not None], least=1e-3)
+    return LossUnits(energy=0.03 * forces, forces=forces, stress=stress)
+
+
+def avg_num_neighbors(graphs: Sequence[Graph]) -> float:
+    """Neighbours per atom over all graphs, at least 1."""
+    return max(sum(g.edge_vec.shape[0] for g in graphs) / sum(g.numbers.shape[0] for g in graphs), 1.0)
+
+
+def _rms(arrays: Sequence[np.ndarray], least: float) -> float:
+    if not arrays:
+        return 1.0
+    return max(float(np.sqrt(np.mean(np.concatenate([a.ravel() for a in arrays]) ** 2))), least)

@@ -1,0 +1,100 @@
+"""Batch in, loss and gradients out: the plain training step and the same step traced and compiled."""
+
+import warnings
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from flashace.derivatives import predict
+from flashace.graph import Graph
+from flashace.model import AttentionACE
+from flashace.train.loss import Batch, loss_terms
+from flashace.train.statistics import LossUnits
+
+GRAPH_FIELDS = [f.name for f in fields(Graph)]
+LABEL_FIELDS = [f.name for f in fields(Batch) if f.name != "graph"]
+
+
+class TrainStep:
+    """Adds the gradient of Σ weights · loss_terms to `.grad` of the model's parameters and returns the terms, [3].
+
+    Compiled, energies, forces, loss and gradients are one traced graph (`make_fx`, then inductor), for any sizes of the batch. Shapes that
+    a compiler would specialise on (a single structure, atom or neighbour where several are usual) take the plain path.
+    """
+
+    def __init__(self, model: AttentionACE, units: LossUnits, compiled: bool) -> None:
+        self.model, self.units = model, units
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._fast: Any = None
+        self.compiled = compiled
+
+    def __call__(self, batch: Batch, weights: Tensor) -> Tensor:
+        """weights [3] of energy, forces and stress."""
+        tensors = _flatten(batch)
+        if self.compiled and self._fast is None:
+            self._fast = torch.compile(self._trace(), dynamic=True)
+        usual = min(batch.num_atoms.shape[0], *batch.graph.slots.shape, batch.graph.edge_vec.shape[0]) > 1
+        if self.compiled and usual:
+            with torch.no_grad():
+                terms, *gradients = self._fast(weights, *tensors)
+        else:
+            terms, *gradients = self._plain(weights, *tensors)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return terms
+
+    def _plain(self, weights: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        batch = _unflatten(tensors)
+        prediction = predict(self.model, batch.graph, self.model.dtype, create_graph=True)
+        terms = loss_terms(prediction, batch, self.units)
+        gradients = torch.autograd.grad((weights * terms).sum(), self.parameters, materialize_grads=True)
+        return terms.detach(), *gradients
+
+    def _trace(self) -> Any:
+        """The step as one graph of tensor operations, with symbolic sizes for B, N, E and M."""
+        example = _example(self.model)
+        weights = torch.ones(3, dtype=self.model.dtype, device=example.forces.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make_fx(self._plain, tracing_mode="symbolic", _allow_non_fake_inputs=True)(weights, *_flatten(example))
+
+
+def _flatten(batch: Batch) -> list[Tensor]:
+    return [getattr(batch.graph, name) for name in GRAPH_FIELDS] + [getattr(batch, name) for name in LABEL_FIELDS]
+
+
+def _unflatten(tensors: tuple[Tensor, ...]) -> Batch:
+    graph = Graph(**dict(zip(GRAPH_FIELDS, tensors, strict=False)))
+    return Batch(graph=graph, **dict(zip(LABEL_FIELDS, tensors[len(GRAPH_FIELDS) :], strict=True)))
+
+
+def _example(model: AttentionACE) -> Batch:
+    """A made-up batch whose sizes differ from each other and from every size in the model, so that tracing ties none of them together."""
+    taken = {size for p in [*model.parameters(), *model.buffers()] for size in p.shape}
+    B, M, N, E = [n for n in (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79) if n not in taken][:4]
+    dtype, device = model.dtype, model.embedding.device
+    some = torch.Generator().manual_seed(0)
+    graph = Graph(
+        positions=torch.rand(N, 3, generator=some, dtype=torch.float64),
+        numbers=torch.full((N,), int((model.element_index >= 0).nonzero()[0])),
+        cell=torch.eye(3, dtype=torch.float64).repeat(B, 1, 1),
+        structure=torch.arange(N) % B,
+        edge_index=torch.arange(2 * E).reshape(2, E) % N,
+        unit_shifts=torch.zeros(E, 3, dtype=torch.float64),
+        edge_vec=torch.rand(E, 3, generator=some).to(dtype) + 1,
+        slots=torch.arange(N * M).reshape(N, M) % (E + 1),
+    )
+    batch = Batch(
+        graph=graph,
+        num_atoms=torch.full((B,), 2),
+        energy=torch.zeros(B, dtype=torch.float64),
+        forces=torch.zeros(N, 3, dtype=dtype),
+        stress=torch.zeros(B, 3, 3, dtype=dtype),
+        has_energy=torch.ones(B, dtype=dtype),
+        has_forces=torch.ones(N, dtype=dtype),
+        has_stress=torch.ones(B, dtype=dtype),
+    )
+    return Batch(**{f.name: getattr(batch, f.name).to(device) for f in fields(Batch)})
