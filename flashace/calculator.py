@@ -12,7 +12,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from flashace.derivatives import predict
 from flashace.errors import FlashACEError
-from flashace.graph import build_graph
+from flashace.graph import Graph, build_graph
 from flashace.model_file import load_model
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -81,28 +81,32 @@ class FlashACE(Calculator):
     ) -> None:
         """Fill `results` with everything at once: a second property costs nothing."""
         super().calculate(atoms, properties, system_changes)
-        self._check_elements(self.atoms)
-        graph = build_graph(self.atoms, self.r_max).to(self.device)
+        atoms = self.atoms
+        assert atoms is not None
+        self._check_elements(atoms)
+        graph = build_graph(atoms, self.r_max).to(self.device)
         prediction = predict(self.model, graph, self.model.dtype)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
         energy = float(prediction.energy)
         results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-        if self.atoms.cell.rank == 3:
+        if atoms.cell.rank == 3:
             results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
             results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].cpu().numpy())
-        self._check_finite(results)
+        _check_finite(results, graph)
         self.results = results
 
     def _check_elements(self, atoms: Atoms) -> None:
         self.model.check_elements(torch.from_numpy(np.unique(atoms.numbers)).long())
 
-    def _check_finite(self, results: dict[str, Any]) -> None:
-        for name, value in results.items():
-            if not np.isfinite(value).all():
-                bad = np.flatnonzero(~np.isfinite(np.asarray(results["forces"])).all(axis=1))
-                distances = self.atoms.get_all_distances(mic=True) if len(self.atoms) < 1000 else np.full((1, 1), np.nan)
-                np.fill_diagonal(distances, np.inf)
-                raise CalculationFailed(
-                    f"{name} is not finite (atoms {bad[:5].tolist()}; shortest distance {distances.min():.3g} Å): "
-                    "the structure is outside what the model can describe; look for atoms on top of each other or a time step that is too long"
-                )
+
+def _check_finite(results: dict[str, Any], graph: Graph) -> None:
+    broken = [name for name, value in results.items() if not np.isfinite(value).all()]
+    if broken:
+        atoms = np.flatnonzero(~np.isfinite(results["forces"]).all(axis=1))
+        distances = graph.edge_vec.norm(dim=1)
+        shortest = f"{distances.min():.3g} Å" if len(distances) else "none"
+        raise CalculationFailed(
+            f"{', '.join(broken)}: expected finite numbers, got NaN or infinity "
+            f"(first atoms {atoms[:5].tolist()}; shortest distance {shortest}). "
+            "The structure is outside what a model can describe: look for atoms on top of each other, or a time step that is too long"
+        )

@@ -75,7 +75,8 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Any], dict[str, tor
         raise FlashACEError(f"{path}: expected a FlashACE model file, got a safetensors file of another program")
     if header["format"] > FORMAT:
         raise FlashACEError(
-            f"{path}: this file has format {header['format']}, and this version of FlashACE reads up to format {FORMAT}; pip install -U flashace"
+            f"{path}: this file has format {header['format']}, and this version of FlashACE reads up to format {FORMAT}; "
+            "pip install -U flashace"
         )
     header["num_parameters"] = sum(torch.Size(shape).numel() for shape in shapes)
     return header, tensors

@@ -19,9 +19,9 @@ class Linear(nn.Module):
 
 
 class TensorLinear(nn.Module):
-    """Tensors [N, (l_max+1)², fan_in] -> [N, (l_max+1)², fan_out]: one matrix per degree l ≥ `first`, which mixes channels and no components.
+    """Tensors [N, (l_max+1)², fan_in] -> [N, (l_max+1)², fan_out]: one matrix per degree l, which mixes channels and no components.
 
-    With `first` = 1 the input and output have no l = 0 row.
+    With `first` = 1 the degrees start at l = 1, and neither input nor output has a row for l = 0.
     """
 
     def __init__(self, fan_in: int, fan_out: int, l_max: int, first: int = 0) -> None:

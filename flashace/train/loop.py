@@ -6,11 +6,11 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flashace.errors import FlashACEError
+from flashace.model import AttentionACE
 from flashace.model_file import save_model
 from flashace.train import report
 from flashace.train.checkpoint import load_checkpoint, save_checkpoint
@@ -59,23 +60,26 @@ class Trainer:
         self.spent_before = 0.0  # s on training in earlier sessions of this run
         self.clock: float | None = None  # when the first step of this session was done
 
+    @property
+    def averaged(self) -> AttentionACE:
+        """The model with averaged weights."""
+        return cast(AttentionACE, self.average.module)
+
     # The loop
 
     def run(self) -> bool:
         """Train to the end; False where Ctrl-C or SIGTERM came first, with everything saved."""
-        try:
-            with _interruptible(), _bar(self.console) as bar:
-                task = bar.add_task("fit", total=1.0, completed=self.progress())
-                while self.progress() < 1.0:
-                    self._run_epoch(lambda: bar.update(task, completed=self.progress()))
-                    if self._valid_is_due():
-                        bar.update(task, description=self._validate())
-                    if self.epoch % self.config.checkpoint_interval == 0:
-                        self.save()
-        except KeyboardInterrupt:
+        with _stop_signals() as stop, _bar(self.console) as bar:
+            task = bar.add_task("fit", total=1000)
+            while self.progress() < 1.0 and not stop:
+                self._run_epoch(stop, lambda: bar.update(task, completed=round(1000 * self.progress())))
+                if self._valid_is_due():
+                    bar.update(task, description=self._validate())
+                if self.epoch % self.config.checkpoint_interval == 0:
+                    self.save()
+        if stop:
             self.save()
-            return False
-        return True
+        return not stop
 
     def progress(self) -> float:
         """From 0 at the first step to 1 at the last, by epochs and by time, whichever ends first."""
@@ -88,11 +92,10 @@ class Trainer:
             done = max(done, (self.spent_before + now - self.clock) / max(self.spent_before + end - self.clock, 1e-9))
         return min(done, 1.0)
 
-    def _run_epoch(self, tick: Any) -> None:
-        batches = self._batches()
-        for indices in batches[self.position :]:
+    def _run_epoch(self, stop: Sequence[int], tick: Callable[[], None]) -> None:
+        for indices in self._batches()[self.position :]:
             progress = self.progress()
-            if progress >= 1.0:
+            if progress >= 1.0 or stop:
                 break
             self._train_on(indices, progress)
             tick()
@@ -142,11 +145,11 @@ class Trainer:
 
     def _valid_is_due(self) -> bool:
         """Every epoch, but at least a hundred steps apart, and at the end."""
-        return self.progress() >= 1.0 or self.epoch % math.ceil(100 / self.batches_per_epoch) == 0
+        return self.progress() >= 1.0 or (self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0)
 
     def _validate(self) -> str:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
-        errors = error_rows(self.prepared.valid, predict_graphs(self.average.module, self.valid_graphs))[-1]
+        errors = error_rows(self.prepared.valid, predict_graphs(self.averaged, self.valid_graphs))[-1]
         score = self._score(errors)
         if score < self.best_score:
             self.best_score, self.best = score, self._averaged_weights()
@@ -190,7 +193,7 @@ class Trainer:
     # Saving
 
     def _averaged_weights(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach().clone() for name, p in self.average.module.named_parameters()}
+        return {name: p.detach().clone() for name, p in self.averaged.named_parameters()}
 
     def save(self) -> None:
         """Write checkpoints/last.pt: everything that `resume` needs."""
@@ -229,7 +232,7 @@ class Trainer:
 
     def finish(self) -> None:
         """The best averaged weights as model.pt, the closing table, the pictures."""
-        model = self.average.module
+        model = self.averaged
         model.load_state_dict(self.best, strict=True)
         self.save()
         rows, predictions = {}, {}
@@ -281,17 +284,21 @@ def fit(prepared: Prepared, console: Console, resume: bool = False, started: flo
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the loop as Ctrl-C does."""
+def _stop_signals() -> Iterator[list[int]]:
+    """The signals that asked for an end: Ctrl-C and SIGTERM are heard between two steps; a second one ends everything at once."""
+    received: list[int] = []
 
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    def hear(signum: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {signum: signal.signal(signum, hear) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _bar(console: Console) -> Progress:

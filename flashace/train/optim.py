@@ -54,7 +54,9 @@ def make_average(model: AttentionACE, decay: float) -> AveragedModel:
         n = float(num_averaged)
         torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + n) / (10 + n)))
 
-    return AveragedModel(model, multi_avg_fn=update)  # type: ignore[arg-type]
+    average = AveragedModel(model, multi_avg_fn=update)  # type: ignore[arg-type]
+    average.requires_grad_(False)
+    return average
 
 
 def _hidden_matrices(model: AttentionACE) -> list[nn.Parameter]:

@@ -12,9 +12,11 @@ from flashace.calculator import choose_device, choose_dtype
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, build_graph
 from flashace.model import AttentionACE
+from flashace.nn.readout import Readout
 from flashace.train import statistics
 from flashace.train.config import FitConfig
 from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, read_labelled, split
+from flashace.train.metrics import UNITS
 
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
 MAX_FRAMES_TO_START, RIDGE = 500, 1e-4
@@ -40,6 +42,7 @@ class Prepared:
         energies = ", ".join(f"{symbol} {energy:.4f}" for symbol, energy in self.references.values.items())
         share = f"the files {', '.join(t.valid)}" if t.valid else f"{t.valid_fraction:.0%} of the data, seed {t.seed}"
         length = f"{t.max_time:g} minutes" if t.epochs is None else f"{t.epochs} epochs"
+        units = [f"{1e3 * getattr(self.units, name):.3g} {unit}" for name, unit in UNITS.items() if getattr(self.labels, name).used]
         length += f", at most {t.max_time:g} minutes" if t.epochs and t.max_time else ""
         return [
             ("elements", ", ".join(self.references.values)),
@@ -49,9 +52,9 @@ class Prepared:
             ("cutoff", f"{self.config.model.r_max:g} Å"),
             ("batch size", f"{t.batch_size} frames"),
             ("length", length),
-            ("loss units", f"{1e3 * self.units.energy:.3g} meV/atom, {1e3 * self.units.forces:.3g} meV/Å, {1e3 * self.units.stress:.3g} meV/Å³"),
+            ("loss units", ", ".join(units)),
             ("device, dtype", f"{self.device}, {t.dtype}; {torch.get_num_threads()} threads"),
-        ]  # fmt: skip
+        ]
 
 
 def prepare(config: FitConfig) -> Prepared:
@@ -145,9 +148,10 @@ def start_readouts(model: AttentionACE, graphs: Sequence[Graph], frames: Sequenc
     chosen = [(g, f) for g, f in zip(graphs, frames, strict=True) if f.energy is not None][:MAX_FRAMES_TO_START]
     features, targets = [], []
     states: list[torch.Tensor] = []
-    hooks = [r.linear.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0])) for r in model.readouts]
-    for readout in model.readouts:
-        readout.linear.weight.data.zero_()
+    linears = [readout.linear for readout in model.readouts if isinstance(readout, Readout)]
+    hooks = [linear.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0])) for linear in linears]
+    for linear in linears:
+        linear.weight.data.zero_()
     with torch.no_grad():
         for graph, frame in chosen:
             states.clear()
@@ -163,5 +167,5 @@ def start_readouts(model: AttentionACE, graphs: Sequence[Graph], frames: Sequenc
     X, y = torch.stack(features).cpu(), torch.tensor(targets, dtype=torch.float64)
     gram = X @ X.T
     weights = X.T @ torch.linalg.solve(gram + RIDGE * gram.trace() / len(y) * torch.eye(len(y), dtype=torch.float64), y)
-    for readout, weight in zip(model.readouts, weights.split(model.config.hidden_dim), strict=True):
-        readout.linear.weight.data.copy_(weight.unsqueeze(-1))
+    for linear, weight in zip(linears, weights.split(model.config.hidden_dim), strict=True):
+        linear.weight.data.copy_(weight.unsqueeze(-1))

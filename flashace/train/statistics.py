@@ -53,19 +53,19 @@ def reference_energies(frames: Sequence[Labelled], given: Mapping[str, float], o
     solution, _, rank, _ = np.linalg.lstsq(counts, np.array([frame.energy for frame in labelled]))
     origin = f"least squares over {len(labelled)} frames, rank {rank} of {len(elements)}"
     if rank < len(elements):
-        origin += f" (the compositions cannot tell {', '.join(elements)} fully apart: the smallest solution is taken, and only sums are meaningful)"
+        origin += f"; these compositions cannot tell {', '.join(elements)} fully apart, so the smallest solution is taken"
     return ReferenceEnergies(dict(zip(elements, map(float, solution), strict=True)), origin)
 
 
 def loss_units(frames: Sequence[Labelled]) -> LossUnits:
     """Root mean squares of the force and stress components of the training frames.
 
-    An energy error of one is the force unit times 0.03 Å: where both are fitted well, errors per atom and per component stand near
+    An energy error of one is the force unit times 0.1 Å: where both are fitted well, errors per atom and per component stand near
     this ratio, so neither label drowns the other.
     """
     forces = _rms([frame.forces for frame in frames if frame.forces is not None], least=1e-2)
     stress = _rms([frame.stress for frame in frames if frame.stress is not None], least=1e-3)
-    return LossUnits(energy=0.03 * forces, forces=forces, stress=stress)
+    return LossUnits(energy=0.1 * forces, forces=forces, stress=stress)
 
 
 def avg_num_neighbors(graphs: Sequence[Graph]) -> float:
