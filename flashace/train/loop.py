@@ -26,6 +26,7 @@ from flashace.train.config import write_config
 from flashace.train.data import LABELS, content_hash
 from flashace.train.evaluate import error_rows, predict_graphs
 from flashace.train.loss import collate, make_item
+from flashace.train.metrics import UNITS
 from flashace.train.optim import learning_rate_factor, loss_weights, make_average, make_optimizers
 from flashace.train.prepare import Prepared, build_graphs, make_model, start_readouts
 from flashace.train.step import TrainStep
@@ -169,7 +170,8 @@ class Trainer:
         self._append(row)
         text = f"epoch {row['epoch']:g}  loss {row['loss']:.3g}  validation: " + _rmse_text(errors)
         if not self.console.is_terminal:
-            self.console.print(f"{self.progress():4.0%}  {text}")
+            ahead = self.elapsed / 60 * (1 / max(self.progress(), 1e-3) - 1)
+            self.console.print(f"{self.progress():4.0%}  {ahead:3.0f} min to go  {text}", soft_wrap=True)
         return text
 
     def _steps(self) -> int:
@@ -313,7 +315,5 @@ def _bar(console: Console) -> Progress:
 
 
 def _rmse_text(errors: dict[str, Any]) -> str:
-    units = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
-    return ", ".join(
-        f"{label} {errors[f'{label}_rmse']:.3g} {unit}" for label, unit in units.items() if errors[f"{label}_rmse"] is not None
-    )
+    known = {label: errors[f"{label}_rmse"] for label in UNITS if errors[f"{label}_rmse"] is not None}
+    return ", ".join(f"{label} {rmse:.3g} {UNITS[label]}" for label, rmse in known.items())
