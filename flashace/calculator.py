@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ class FlashACE(Calculator):
     CalculationFailed for results that are not finite.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
-    default_parameters: ClassVar[dict[str, Any]] = {"device": "auto", "dtype": "float32"}
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+    default_parameters = {"device": "auto", "dtype": "float32"}
 
     def __init__(self, model: str | Path, device: str = "auto", dtype: str = "float32") -> None:
         super().__init__(model=str(model), device=device, dtype=dtype)

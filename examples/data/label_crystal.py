@@ -1,7 +1,7 @@
 """Nothing in, `sic.extxyz` out: cells of 3C-SiC and their PBE energy, forces and stress.
 
     python label_crystal.py label sic.extxyz    # appends the frames that are not there yet
-    python label_crystal.py check               # forces and stress against differences of the energy
+    python label_crystal.py check sic.extxyz    # forces and stress against differences of the energy
 
 Energies eV, positions Å, forces eV/Å, stress eV/Å³ with ASE's sign, under ASE's own keys.
 Every frame says in `config_type` how it was made. Source: our own run of GPAW (README.md).
@@ -16,7 +16,8 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
-from gpaw import GPAW, PW, FermiDirac, Mixer
+from ase.stress import voigt_6_to_full_3x3_strain
+from gpaw import GPAW, PW, Davidson, FermiDirac, Mixer, MixerDif
 
 LATTICE_CONSTANT = 4.38  # Å, PBE
 SPRING = 22.0  # eV/Å², pull of one displaced atom in its otherwise perfect crystal
@@ -129,25 +130,30 @@ def too_close(atoms: Atoms) -> bool:
 
 
 def calculator(atoms: Atoms) -> GPAW:
-    """PBE in plane waves.
+    """PBE in plane waves; a free atom is spin-polarised in Hund's ground state.
 
     The k-grid is 3x3x3 for the cubic cell and 1x3x3 for three of them in a row, which are the same
     k-points: one error for all frames, also under strain. `dedecut` makes the stress
     the derivative of the energy at constant cutoff.
     """
-    free, num_cells = len(atoms) == 1, 3 if len(atoms) > 8 else 1
-    k_grid = (1, 1, 1) if free else (3 // num_cells, 3, 3)
+    if len(atoms) == 1:
+        shell = {"hund": True, "occupations": FermiDirac(0.0, fixmagmom=True), "nbands": 8}
+        solver = {"eigensolver": Davidson(3), "mixer": MixerDif(0.25, 3, 1)}
+        k_grid = (1, 1, 1)
+    else:
+        num_cells = 3 if len(atoms) > 8 else 1
+        shell = {"occupations": FermiDirac(0.05), "nbands": 20 * num_cells}
+        solver = {"mixer": Mixer(0.5, 8, 1)}
+        k_grid = (3 // num_cells, 3, 3)
     return GPAW(
         mode=PW(CUTOFF, dedecut="estimate"),
         xc="PBE",
         kpts={"size": k_grid, "gamma": True},
         symmetry={"point_group": False},
-        occupations=FermiDirac(0.05),
-        nbands=8 if free else 20 * num_cells,
-        hund=free,
-        mixer=None if free else Mixer(0.5, 8, 1),
         convergence={"density": 1e-5},
         txt="gpaw.log",
+        **shell,
+        **solver,
     )
 
 
@@ -169,34 +175,28 @@ def energy(atoms: Atoms) -> float:
     return label(atoms).get_potential_energy()
 
 
-def check(step: float = 0.01, strain_step: float = 0.005) -> None:
-    """Print force and stress components of two frames beside central differences of the energy."""
-    everything = frames()
-    print(f"{'frame':18s} {'component':12s} {'label':>12s} {'difference':>12s}   (eV/Å, eV/Å³)")
-    for config_type in ("rattled_600K", "vacancy"):
-        atoms = next(frame for frame in everything if frame.info["config_type"] == config_type)
-        labelled = label(atoms)
-        for atom, axis in ((0, 0), (5, 2)):
-            ends = []
-            for sign in (1, -1):
-                moved = atoms.copy()
-                moved.positions[atom, axis] += sign * step
-                ends.append(energy(moved))
-            print_row(
-                config_type,
-                f"F[{atom}, {'xyz'[axis]}]",
-                labelled.get_forces()[atom, axis],
-                -(ends[0] - ends[1]) / (2 * step),
-            )
-        for name, direction in (("xx", uniaxial(0, 1) - np.eye(3)), ("yz", (shear([1, 0, 0]) - np.eye(3)) / 2)):
-            ends = [energy(strain(atoms.copy(), np.eye(3) + sign * strain_step * direction)) for sign in (1, -1)]
-            voigt = {"xx": 0, "yz": 3}[name]
-            slope = (ends[0] - ends[1]) / (2 * strain_step * atoms.get_volume())
-            print_row(config_type, f"stress {name}", labelled.get_stress()[voigt], slope)
+def check(path: Path, step: float = 0.01, strain_step: float = 0.005) -> None:
+    """Print force and stress components of two labelled frames beside central differences of the energy."""
+    everything = read(path, ":")
+    print(f"{'frame':14s} {'component':10s} {'label':>10s} {'difference':>10s}   (eV/Å, eV/Å³)")
+    for config_type, atom, axis, voigt in (("rattled_600K", 0, 0, 0), ("vacancy", 5, 2, 3)):
+        labelled = next(frame for frame in everything if frame.info["config_type"] == config_type)
+        ends = []
+        for sign in (1, -1):
+            moved = labelled.copy()
+            moved.positions[atom, axis] += sign * step
+            ends.append(energy(moved))
+        slope = -(ends[0] - ends[1]) / (2 * step)
+        print_row(config_type, f"F[{atom}, {'xyz'[axis]}]", labelled.get_forces()[atom, axis], slope)
+
+        deformations = [voigt_6_to_full_3x3_strain(sign * strain_step * np.eye(6)[voigt]) for sign in (1, -1)]
+        ends = [energy(strain(labelled.copy(), deformation)) for deformation in deformations]
+        slope = (ends[0] - ends[1]) / (2 * strain_step * labelled.get_volume())
+        print_row(config_type, f"stress[{voigt}]", labelled.get_stress()[voigt], slope)
 
 
 def print_row(config_type: str, component: str, value: float, difference: float) -> None:
-    print(f"{config_type:18s} {component:12s} {value:12.6f} {difference:12.6f}", flush=True)
+    print(f"{config_type:14s} {component:10s} {value:10.5f} {difference:10.5f}", flush=True)
 
 
 def append_missing(path: Path) -> None:
@@ -211,7 +211,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["label", path]:
             append_missing(Path(path))
-        case ["check"]:
-            check()
+        case ["check", path]:
+            check(Path(path))
         case _:
             sys.exit(__doc__)

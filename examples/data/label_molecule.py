@@ -1,7 +1,7 @@
 """Nothing in, `ethanol.extxyz` out: geometries of ethanol and their PBE/def2-SVP energy and forces.
 
     python label_molecule.py label ethanol.extxyz    # appends the frames that are not there yet
-    python label_molecule.py check                   # forces against differences of the energy
+    python label_molecule.py check ethanol.extxyz    # forces against differences of the energy
 
 Energies eV, positions Å, forces eV/Å, under ASE's own keys; no cell, no stress.
 Every frame says in `config_type` how it was made. Source: our own run of PySCF (README.md).
@@ -10,6 +10,7 @@ Every frame says in `config_type` how it was made. Source: our own run of PySCF 
 import sys
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from ase import Atoms, units
@@ -30,11 +31,11 @@ TURNED = {"OH": [3], "CH3": [6, 7, 8]}
 
 NUM_FRAMES = {
     "relaxed": 2,
-    "rattled_300K": 24,
-    "rattled_600K": 20,
-    "rattled_1200K": 8,
+    "rattled_300K": 18,
+    "rattled_600K": 14,
+    "rattled_1200K": 6,
     "torsion": 12,
-    "torsion_300K": 12,
+    "torsion_300K": 8,
 }
 TORSION_SCAN = [("OH", angle) for angle in range(0, 360, 45)] + [("CH3", angle) for angle in (15, 30, 45, 60)]
 
@@ -87,23 +88,26 @@ def minimum(conformer: str) -> Atoms:
     atoms = molecule("CH3CH2OH")
     atoms.set_dihedral(*DIHEDRAL["OH"], CONFORMERS[conformer], indices=TURNED["OH"])
     atoms.calc = PBE()
-    BFGS(atoms, logfile="bfgs.log").run(fmax=0.02, steps=60)
+    optimizer = BFGS(atoms, logfile="bfgs.log")
+    optimizer.H0 = hessian(atoms) + 2 * np.eye(3 * len(atoms))  # a good first guess saves most steps
+    optimizer.run(fmax=0.02, steps=40)
     atoms.calc = None
     return atoms
 
 
 @cache
 def vibrations(conformer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Spring constants (V,) in eV/Å² and orthonormal directions (V, 3N) of the V = 3N - 6 internal motions.
-
-    From the Hessian of Hartree-Fock/STO-3G, which takes a second and only has to give sensible amplitudes.
-    """
+    """Spring constants (V,) in eV/Å² and orthonormal directions (V, 3N) of the V = 3N - 6 internal motions."""
     atoms = minimum(conformer)
-    hessian = to_pyscf(atoms, "sto-3g").RHF().run().Hessian().kernel()
-    hessian = hessian.transpose(0, 2, 1, 3).reshape(3 * len(atoms), -1) * units.Hartree / units.Bohr**2
     internal = internal_directions(atoms.positions)
-    springs, vectors = np.linalg.eigh(internal @ hessian @ internal.T)
+    springs, vectors = np.linalg.eigh(internal @ hessian(atoms) @ internal.T)
     return np.maximum(springs, 0.3), vectors.T @ internal
+
+
+def hessian(atoms: Atoms) -> np.ndarray:
+    """(3N, 3N) in eV/Å², from Hartree-Fock/STO-3G: it takes a second and only has to give sensible amplitudes."""
+    second = to_pyscf(atoms, "sto-3g").RHF().run().Hessian().kernel()
+    return second.transpose(0, 2, 1, 3).reshape(3 * len(atoms), -1) * units.Hartree / units.Bohr**2
 
 
 def internal_directions(positions: np.ndarray) -> np.ndarray:
@@ -117,13 +121,13 @@ def internal_directions(positions: np.ndarray) -> np.ndarray:
 def to_pyscf(atoms: Atoms, basis: str) -> gto.Mole:
     symbols = atoms.get_chemical_symbols()
     spin = UNPAIRED[symbols[0]] if len(atoms) == 1 else 0
-    return gto.M(atom=list(zip(symbols, atoms.positions)), basis=basis, spin=spin, verbose=0)
+    return gto.M(atom=list(zip(symbols, atoms.positions, strict=True)), basis=basis, spin=spin, verbose=0)
 
 
 class PBE(Calculator):
     """PBE/def2-SVP: restricted for the molecule, unrestricted for a free atom. The gradient follows the grid."""
 
-    implemented_properties = ["energy", "forces"]
+    implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
     density = None
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
@@ -151,23 +155,21 @@ def label(atoms: Atoms) -> Atoms:
     return atoms
 
 
-def check(step: float = 0.005) -> None:
-    """Print force components of two frames beside central differences of the energy."""
-    everything = frames()
-    print(f"{'frame':18s} {'component':10s} {'label':>12s} {'difference':>12s}   (eV/Å)")
+def check(path: Path, step: float = 0.005) -> None:
+    """Print force components of two labelled frames beside central differences of the energy."""
+    everything = read(path, ":")
+    print(f"{'frame':14s} {'component':10s} {'label':>10s} {'difference':>10s}   (eV/Å)")
     for config_type in ("rattled_600K", "torsion_300K"):
-        atoms = next(frame for frame in everything if frame.info["config_type"] == config_type)
-        forces = label(atoms).get_forces()
-        for atom, axis in ((1, 0), (2, 2), (3, 1)):
+        labelled = next(frame for frame in everything if frame.info["config_type"] == config_type)
+        for atom, axis in ((1, 0), (3, 1)):
             ends = []
             for sign in (1, -1):
-                moved = atoms.copy()
+                moved = labelled.copy()
                 moved.positions[atom, axis] += sign * step
-                calc = PBE()
-                calc.calculate(moved)
-                ends.append(calc.results["energy"])
+                ends.append(label(moved).get_potential_energy())
             slope = -(ends[0] - ends[1]) / (2 * step)
-            print(f"{config_type:18s} F[{atom}, {'xyz'[axis]}]    {forces[atom, axis]:12.6f} {slope:12.6f}", flush=True)
+            force = labelled.get_forces()[atom, axis]
+            print(f"{config_type:14s} F[{atom}, {'xyz'[axis]}]    {force:10.5f} {slope:10.5f}", flush=True)
 
 
 def append_missing(path: Path) -> None:
@@ -181,7 +183,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["label", path]:
             append_missing(Path(path))
-        case ["check"]:
-            check()
+        case ["check", path]:
+            check(Path(path))
         case _:
             sys.exit(__doc__)
