@@ -25,7 +25,7 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise FlashACEError(
             f"device: expected auto, cpu or a CUDA device of this machine, got {device!r} ({str(error).splitlines()[0]})"
         ) from error
@@ -102,7 +102,7 @@ class FlashACE(Calculator):
 def _check_finite(results: dict[str, Any], graph: Graph) -> None:
     broken = [name for name, value in results.items() if not np.isfinite(value).all()]
     if broken:
-        atoms = np.flatnonzero(~np.isfinite(results["forces"]).all(axis=1))
+        atoms = np.flatnonzero(~np.isfinite(results["energies"]))  # forces spread the NaN to all neighbours
         distances = graph.edge_vec.norm(dim=1)
         shortest = f"{distances.min():.3g} Å" if len(distances) else "none"
         raise CalculationFailed(

@@ -45,9 +45,10 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str
     header, tensors = _read(Path(path), with_tensors=True)
     try:
         config = ModelConfig(**header["config"])
-        model = AttentionACE(config, header["atomic_energies"], header["scale"], header["avg_num_neighbors"], dtype)
+        with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced below
+            model = AttentionACE(config, header["atomic_energies"], header["scale"], header["avg_num_neighbors"], dtype)
         model.load_state_dict(tensors, strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ValidationError) as error:
         raise FlashACEError(
             f"{path}: header and weights of this model file do not fit together ({error}); write it anew with `flashace fit`"
         ) from error
@@ -67,7 +68,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Any], dict[str, tor
             header = json.loads((file.metadata() or {}).get("flashace", "null"))
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise FlashACEError(
             f"{path}: expected a FlashACE model file, but it is truncated or of another kind ({error}); copy or fit it again"
         ) from error

@@ -20,7 +20,7 @@ from ase.stress import voigt_6_to_full_3x3_strain
 from gpaw import GPAW, PW, Davidson, FermiDirac, Mixer, MixerDif
 
 LATTICE_CONSTANT = 4.38  # Å, PBE
-SPRING = 22.0  # eV/Å², pull of one displaced atom in its otherwise perfect crystal
+SPRING = 22.0  # eV/Å², a rough guess at the pull on one displaced atom; it only sets amplitudes
 CUTOFF = 600.0  # eV
 SEED = 20
 MIN_DISTANCE = 1.15  # Å, nearest pair that a frame may hold; the bond is 1.90
@@ -38,10 +38,11 @@ NUM_FRAMES = {
     "vacancy": 12,
     "supercell_600K": 4,
 }
+NUM_LABELLED = 109  # of these, mixed, are in the file; a larger number adds frames to it
 
 
 def frames() -> list[Atoms]:
-    """Every structure, in the order of the file: all kinds mixed, so that any first part is diverse; free atoms last."""
+    """The structures in the order of the file: free atoms, then all kinds mixed, so that any first part is diverse."""
     rng = np.random.default_rng(SEED)
     makers = {
         "rattled_300K": lambda i, n: rattle(strain(crystal(), isotropic(rng.normal(0, 0.004))), 300, rng),
@@ -66,7 +67,7 @@ def frames() -> list[Atoms]:
                 atoms = makers[config_type](i, num)
             atoms.info["config_type"] = config_type
             made.append(atoms)
-    return [made[k] for k in rng.permutation(len(made))] + [isolated("Si"), isolated("C")]
+    return [isolated("Si"), isolated("C")] + [made[k] for k in rng.permutation(len(made))[:NUM_LABELLED]]
 
 
 def crystal() -> Atoms:

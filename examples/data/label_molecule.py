@@ -23,7 +23,7 @@ from pyscf import gto
 
 UNPAIRED = {"H": 1, "C": 2, "O": 2}  # electrons of the free atoms
 CONFORMERS = {"trans": 180.0, "gauche": 62.0}  # degrees, C-C-O-H
-SEED = 21
+SEEDS = (21, 22)  # one round of frames each; a further seed adds a round
 
 # Order of the atoms: C (methyl), C, O, H of OH, two H of CH2, three H of CH3.
 DIHEDRAL = {"OH": (0, 1, 2, 3), "CH3": (2, 1, 0, 6)}
@@ -37,12 +37,19 @@ NUM_FRAMES = {
     "torsion": 12,
     "torsion_300K": 8,
 }
+NOT_DRAWN = ("relaxed", "torsion")  # the same in every round, so in the first alone
 TORSION_SCAN = [("OH", angle) for angle in range(0, 360, 45)] + [("CH3", angle) for angle in (15, 30, 45, 60)]
 
 
 def frames() -> list[Atoms]:
-    """Every structure, in the order of the file: all kinds mixed, then the free atoms."""
-    rng = np.random.default_rng(SEED)
+    """Every structure, in the order of the file: round by round, all kinds of a round mixed; the free atoms after the first."""
+    free_atoms = [Atoms(symbol, info={"config_type": "IsolatedAtom"}) for symbol in UNPAIRED]
+    first, *further = (_round(np.random.default_rng(seed)) for seed in SEEDS)
+    drawn = [atoms for made in further for atoms in made if atoms.info["config_type"] not in NOT_DRAWN]
+    return first + free_atoms + drawn
+
+
+def _round(rng: np.random.Generator) -> list[Atoms]:
     names = list(CONFORMERS)
     makers = {
         "relaxed": lambda i: relaxed(names[i]),
@@ -58,8 +65,7 @@ def frames() -> list[Atoms]:
             atoms = makers[config_type](i)
             atoms.info["config_type"] = config_type
             made.append(atoms)
-    free_atoms = [Atoms(symbol, info={"config_type": "IsolatedAtom"}) for symbol in UNPAIRED]
-    return [made[k] for k in rng.permutation(len(made))] + free_atoms
+    return [made[k] for k in rng.permutation(len(made))]
 
 
 def turn(atoms: Atoms, group: str, degrees: float) -> Atoms:

@@ -29,7 +29,7 @@ class NeighbourAttention(nn.Module):
         self.num_heads, self.key_dim = num_heads, key_dim
         self.sizes = [2 * l + 1 for l in range(l_max + 1)]
         self.plain_scale = avg_num_neighbors**-0.5
-        self.query = Linear(hidden_dim, num_heads * key_dim, bias=True)
+        self.query = Linear(hidden_dim, num_heads * key_dim, bias=True, blocks=num_heads)
         self.direction_query = TensorLinear(num_channels, num_heads, l_max, first=1) if has_tensors and l_max else None
 
     def forward(self, s: Tensor, t: Tensor | None, edge: EdgeFeatures, envelope: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,8 +51,8 @@ class NeighbourAttention(nn.Module):
 
     def _scores(self, s: Tensor, t: Tensor | None, edge: EdgeFeatures, Y: Tensor) -> Tensor:
         """[N, M, H]."""
-        query = self.query(s).unflatten(-1, (self.key_dim, self.num_heads))
-        score = edge.keys @ query * self.key_dim**-0.5
+        query = self.query(s).unflatten(-1, (self.num_heads, self.key_dim))
+        score = edge.keys @ query.mT * self.key_dim**-0.5
         if self.direction_query is not None and t is not None:
             looks = self.direction_query(t).split(self.sizes[1:], dim=1)
             for l, (look, Y_l) in enumerate(zip(looks, Y[..., 1:].split(self.sizes[1:], dim=-1), strict=True)):
@@ -66,6 +66,7 @@ def attention_weights(score: Tensor, envelope: Tensor) -> Tensor:
     Exact for any shift of the exponent; the shift taken is the largest of 0 and log(f exp(a)), so nothing overflows.
     """
     envelope = envelope.unsqueeze(-1)
+    score = torch.where(envelope > 0, score, 0.0)  # at the cutoff, where empty slots stand, exp must not reach infinity: 0 · ∞ is NaN
     with torch.no_grad():
         shift = (score + envelope.log()).amax(1, keepdim=True).clamp(min=0.0)
     weight = envelope * torch.exp(score - shift)

@@ -67,7 +67,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.sizes = [2 * l + 1 for l in range(1, l_max + 1)]
         self.split = [hidden_dim, l_max * num_channels]
-        self.gate_and_value = Linear(sum(self.split), 2 * hidden_dim, bias=True)
+        self.gate_and_value = Linear(sum(self.split), 2 * hidden_dim, bias=True, blocks=2)
         self.out = Linear(hidden_dim, sum(self.split))
 
     def forward(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

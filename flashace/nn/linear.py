@@ -5,16 +5,19 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """x [..., fan_in] -> [..., fan_out]; no bias unless asked for."""
+    """x [..., fan_in] -> [..., fan_out]; no bias unless asked for.
 
-    def __init__(self, fan_in: int, fan_out: int, bias: bool = False, gain: float = 1.0) -> None:
+    `blocks` says of how many matrices side by side the weight consists (one per head, say): [blocks, fan_in, fan_out / blocks].
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, bias: bool = False, gain: float = 1.0, blocks: int = 1) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(fan_in, fan_out) * gain * fan_in**-0.5)
+        self.weight = nn.Parameter(torch.randn(blocks, fan_in, fan_out // blocks) * gain * fan_in**-0.5)
         self.bias = nn.Parameter(torch.zeros(fan_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The map along the last axis."""
-        y = x @ self.weight
+        y = x @ self.weight.movedim(0, 1).flatten(1)
         return y if self.bias is None else y + self.bias
 
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from flashace.model import AttentionACE
 from flashace.nn.linear import Linear, TensorLinear
 from flashace.train.config import TrainConfig
+from flashace.train.muon import Muon
 
 
 def make_optimizers(model: AttentionACE, config: TrainConfig) -> list[Optimizer]:
@@ -21,15 +22,7 @@ def make_optimizers(model: AttentionACE, config: TrainConfig) -> list[Optimizer]
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     optimizers: list[Optimizer] = [AdamW(rest, lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True)]
     if matrices:
-        optimizers.append(
-            Muon(
-                matrices,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-                ns_steps=4,
-            )
-        )
+        optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))
     return optimizers
 
 
@@ -61,4 +54,4 @@ def make_average(model: AttentionACE, decay: float) -> AveragedModel:
 
 def _hidden_matrices(model: AttentionACE) -> list[nn.Parameter]:
     maps = [m for m in model.layers.modules() if isinstance(m, Linear | TensorLinear)]
-    return [p for m in maps for p in m.parameters() if p.ndim == 2 and min(p.shape) > 1]
+    return [p for m in maps for p in m.parameters() if p.ndim > 1 and min(p.shape[-2:]) > 1]

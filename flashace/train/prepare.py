@@ -168,4 +168,4 @@ def start_readouts(model: AttentionACE, graphs: Sequence[Graph], frames: Sequenc
     gram = X @ X.T
     weights = X.T @ torch.linalg.solve(gram + RIDGE * gram.trace() / len(y) * torch.eye(len(y), dtype=torch.float64), y)
     for linear, weight in zip(linears, weights.split(model.config.hidden_dim), strict=True):
-        linear.weight.data.copy_(weight.unsqueeze(-1))
+        linear.weight.data.copy_(weight.reshape_as(linear.weight))

@@ -1,0 +1,641 @@
+"""Any ASE calculator and a structure in; the laws of physics that it obeys, and those that it breaks, out.
+
+Each law is one function `(calculator, atoms, precision) -> LawResult`; `history` and `float32_noise` make their own calculators.
+`verify` runs them all. Where nothing else is said, `measured` is relative: the largest error of energy per atom, forces and virial per
+atom, divided by the largest of force × 1 Å and virial per atom in the structure (and at least by 0.1 eV).
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations_with_replacement
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import CalculationFailed, Calculator
+from ase.geometry import get_distances
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+from rich.table import Table
+
+from flashace.errors import FlashACEError
+from flashace.graph import build_graph
+
+P, C = ParamSpec("P"), TypeVar("C")
+
+SEED = 0
+LONGEST = 12.0  # Å; how far a cutoff is looked for where the calculator does not tell it
+
+
+class Precision(NamedTuple):
+    """What can be asked of a calculator that computes with so many digits."""
+
+    eps: float  # relative spacing of its numbers
+    symmetry: float  # tolerance of what should be equal
+    difference: float  # tolerance of derivatives taken by differences
+    step: float  # Å; for differences of energies
+    force_step: float  # Å; for differences of forces: shorter, since their second derivative jumps at the cutoff
+
+
+PRECISIONS = {
+    "float64": Precision(eps=2.2e-16, symmetry=1e-10, difference=1e-6, step=3e-4, force_step=1e-5),
+    "float32": Precision(eps=1.2e-7, symmetry=1e-3, difference=2e-2, step=1e-2, force_step=1e-2),
+}
+FLOAT64 = PRECISIONS["float64"]
+
+
+class LawResult(NamedTuple):
+    """One row of the table. `passed` and the numbers are None where the law says nothing about the structure; `detail` says why."""
+
+    law: str
+    passed: bool | None
+    measured: float | None
+    tolerance: float | None
+    unit: str
+    meaning: str
+    detail: str = ""
+
+
+class Finding(NamedTuple):
+    """What the body of a law returns; it holds when `measured` ≤ `tolerance` (NaN is not)."""
+
+    measured: float
+    tolerance: float
+    unit: str = "relative"
+    detail: str = ""
+
+
+class NotApplicable(Exception):
+    """The law says nothing about this structure or calculator; the message is the reason."""
+
+
+class State(NamedTuple):
+    """Results for one structure of N atoms."""
+
+    energy: float  # eV
+    forces: np.ndarray  # [N, 3] eV/Å, constraints not applied
+    virial: np.ndarray | None  # [3, 3] eV, stress times volume; None where there is no stress
+
+
+def law(body: Callable[Concatenate[C, Atoms, P], Finding]) -> Callable[Concatenate[C, Atoms, P], LawResult]:
+    """The function's name is the law's name, the first line of its docstring is what the law means."""
+    name, meaning = body.__name__.replace("_", " "), inspect.getdoc(body).splitlines()[0]  # type: ignore[union-attr]
+
+    @functools.wraps(body)
+    def checked(subject: C, atoms: Atoms, *args: P.args, **kwargs: P.kwargs) -> LawResult:
+        try:
+            found = body(subject, atoms, *args, **kwargs)
+        except NotApplicable as reason:
+            return LawResult(name, None, None, None, "", meaning, str(reason))
+        except CalculationFailed as error:
+            return LawResult(name, False, None, None, "", meaning, f"the calculator failed: {error}")
+        passed = bool(found.measured <= found.tolerance)
+        return LawResult(name, passed, float(found.measured), float(found.tolerance), found.unit, meaning, found.detail)
+
+    return checked
+
+
+def verify(
+    make_calculator: Callable[[str], Calculator], atoms: Atoms, precisions: Sequence[str] = ("float64", "float32")
+) -> list[LawResult]:
+    """Every law, on a copy of `atoms` that is shaken and strained a little: symmetry would hide what is zero by symmetry.
+
+    `make_calculator` is called with "float64" or "float32" and returns a new calculator. The laws are checked in the first of
+    `precisions`; where there are two, `float32_noise` compares them.
+    """
+    structure = shaken(atoms)
+    precision = PRECISIONS[precisions[0]]
+    calculator = make_calculator(precisions[0])
+    return [
+        *(check(calculator, structure, precision) for check in LAWS),
+        history(lambda: make_calculator(precisions[0]), structure, precision),
+        float32_noise([make_calculator(name) for name in precisions], structure),
+    ]
+
+
+def shaken(atoms: Atoms) -> Atoms:
+    """A copy without constraints and calculator, every atom moved by about 0.05 Å, everything strained by about 1 %."""
+    random = np.random.default_rng(SEED)
+    copy = atoms.copy()
+    copy.set_constraint()
+    copy.positions += random.normal(scale=0.05, size=copy.positions.shape)
+    strain = random.normal(scale=0.01, size=(3, 3))
+    return _deformed(copy, (strain + strain.T) / 2)
+
+
+def calculator_factory(name: str, model: str, device: str | None = None) -> tuple[Callable[[str], Calculator], bool]:
+    """`make_calculator` for `verify` from "module:Class", and whether the class lets one choose its precision.
+
+    The class (or function) is called with `model`, and by keyword with `device` if given, and `dtype` or `default_dtype` if it has one.
+    Raises FlashACEError for a name that cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FlashACEError(
+            f"calculator: expected module:Class, such as mace.calculators:MACECalculator, got {name!r} ({error}); "
+            "install its package, or put the folder of your file on PYTHONPATH"
+        ) from error
+    dtype = next((word for word in ("dtype", "default_dtype") if word in inspect.signature(build).parameters), None)
+    given = {} if device is None else {"device": device}
+
+    def make(precision: str) -> Calculator:
+        return build(model, **given, **({dtype: precision} if dtype else {}))
+
+    return make, dtype is not None
+
+
+def law_table(results: Sequence[LawResult]) -> Table:
+    """The results for the terminal."""
+    verdicts = {True: "[green]holds[/]", False: "[bold red]BROKEN[/]", None: "[dim]not applicable[/]"}
+    table = Table("law", "verdict", title="Laws", title_justify="left")
+    for column in ("measured", "tolerance"):
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    table.add_column("meaning", ratio=1)
+    for r in results:
+        numbers = ["–" if x is None else f"{x:.1e}" for x in (r.measured, r.tolerance)]
+        table.add_row(r.law, verdicts[r.passed], *numbers, r.unit, r.meaning + (f" [dim]({r.detail})[/]" if r.detail else ""))
+    return table
+
+
+@law
+def rotation(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """A turned structure has the same energy; its forces and stress turn with it."""
+    return _turned(calculator, atoms, precision, _random_rotation())
+
+
+@law
+def reflection(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """The mirror image has the same energy; its forces and stress are mirrored."""
+    return _turned(calculator, atoms, precision, -_random_rotation())
+
+
+@law
+def translation(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Moving everything together changes nothing."""
+    moved = atoms.copy()
+    moved.positions += [3.1, -7.3, 11.7]
+    return _same(calculator, atoms, precision, moved)
+
+
+@law
+def permutation(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """The order of the atoms in the file does not matter."""
+    if len(atoms) < 2:
+        raise NotApplicable("one atom has one order")
+    order = np.roll(np.random.default_rng(SEED).permutation(len(atoms)), 1)
+    return _same(calculator, atoms, precision, atoms[order], lambda s: s._replace(forces=s.forces[order]))
+
+
+@law
+def wrapping(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Moving single atoms by whole lattice vectors changes nothing."""
+    if not atoms.pbc.any():
+        raise NotApplicable("no periodic direction")
+    moved = atoms.copy()
+    shifts = np.random.default_rng(SEED).integers(-2, 3, size=(len(atoms), 3))
+    moved.positions += np.where(atoms.pbc, shifts, 0) @ np.asarray(atoms.cell)
+    return _same(calculator, atoms, precision, moved)
+
+
+@law
+def supercell(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """A repeated cell has n times the energy, the same forces and the same stress."""
+    if not atoms.pbc.any():
+        raise NotApplicable("no periodic direction")
+    repeats = np.where(np.eye(3, dtype=bool), 2, 1)[atoms.pbc]
+    return max(_same(calculator, atoms, precision, atoms.repeat(n), _doubled) for n in repeats)
+
+
+@law
+def additivity(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Parts beyond each other's cutoff do not feel each other: energies add up, forces stay."""
+    whole = _cluster(atoms)
+    part = whole[: (len(whole) + 1) // 2]
+    gap = 1.001 * _cutoff(calculator, atoms)
+    part.positions[:, 0] += whole.positions[:, 0].max() - part.positions[:, 0].min() + gap
+    a, b, both = (evaluate(calculator, x) for x in (whole, part, whole + part))
+    apart = State(a.energy + b.energy, np.concatenate([a.forces, b.forces]), None)
+    scale = _scale(evaluate(calculator, atoms))
+    tolerance = precision.symmetry + _round_off(both, precision) / scale
+    return Finding(_error(both._replace(virial=None), apart) / scale, tolerance, detail=f"{gap:.2f} Å apart")
+
+
+@law
+def isolated_atom(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Two atoms beyond the cutoff are two lone atoms: without force, each with its reference energy where the model has one."""
+    gap = 1.001 * _cutoff(calculator, atoms)
+    worst, total = 0.0, 0.0
+    for a, b in _species_pairs(atoms):
+        pair = evaluate(calculator, _dimer(a, b, gap))
+        lone = [evaluate(calculator, Atoms([z])) for z in (a, b)]
+        reference = [_reference_energy(calculator, z, state.energy) for z, state in zip((a, b), lone, strict=True)]
+        deviations = [state.energy - e0 for state, e0 in zip(lone, reference, strict=True)]
+        worst = max(worst, abs(pair.energy - sum(reference)), *np.abs(deviations), *(np.abs(x.forces).max() for x in (pair, *lone)))
+        total = max(total, abs(pair.energy))
+    return Finding(worst, 10 * precision.eps * max(total, 1.0), "eV, eV/Å")
+
+
+@law
+def forces(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Forces are minus the slope of the energy (central differences along random directions)."""
+    state = evaluate(calculator, atoms)
+    h, worst = precision.step, 0.0
+    for direction in _directions(atoms, 6):
+        energies = [evaluate(calculator, _moved(atoms, n * h * direction)).energy for n in STENCIL]
+        worst = max(worst, abs(_slope(energies, h) + (state.forces * direction).sum()))
+    return Finding(worst / _scale(state), _difference_tolerance(state, precision))
+
+
+@law
+def stress(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Stress is the slope of the energy along each of the six strains, per volume (central differences)."""
+    state = evaluate(calculator, atoms)
+    if not atoms.pbc.any():
+        raise NotApplicable("no periodic direction")
+    if atoms.cell.rank < 3:
+        raise NotApplicable("the cell has no volume")
+    if state.virial is None:
+        raise NotApplicable("the calculator has no stress")
+    h, worst = precision.step, 0.0
+    for a, b in combinations_with_replacement(range(3), 2):
+        strain = np.zeros((3, 3))
+        strain[a, b] = strain[b, a] = 1.0 if a == b else 0.5
+        energies = [evaluate(calculator, _deformed(atoms, n * h * strain)).energy for n in STENCIL]
+        worst = max(worst, abs(_slope(energies, h) - (state.virial * strain).sum()))
+    detail = f"largest component {np.abs(state.virial).max() / atoms.get_volume() / units.GPa:.3g} GPa"
+    return Finding(worst / len(atoms) / _scale(state), _difference_tolerance(state, precision), detail=detail)
+
+
+@law
+def hessian_symmetry(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Second derivatives commute: how one atom's force answers to another's move goes both ways."""
+    if len(atoms) < 2:
+        raise NotApplicable("one atom has no second derivatives")
+    u, v, *_ = directions = _directions(atoms, 6)
+    answers = [_force_slope(calculator, atoms, u, precision.force_step) for u in directions]
+    worst = 0.0
+    for (u, Hu), (v, Hv) in zip(zip(directions, answers), zip(directions[1:], answers[1:]), strict=False):
+        worst = max(worst, abs((v * Hu).sum() - (u * Hv).sum()))
+    return Finding(worst / max(np.abs(x).max() for x in answers), precision.difference)
+
+
+@law
+def cutoff_with_a_lone_neighbour(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Energy, force and force derivative do not jump when the only neighbour crosses the cutoff."""
+    found = []
+    for a, b in _species_pairs(atoms):
+        for r in _cutoffs(calculator, a, b):
+            found += [(_dimer(a, b, r), 1, way) for way in _ways([1.0, 0.0, 0.0])]
+    return _largest_jump(calculator, atoms, found, precision)
+
+
+@law
+def cutoff_in_the_structure(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Energy, forces and force derivatives do not jump when an atom of the structure crosses the cutoff of another."""
+    found = []
+    for a, b in _species_pairs(atoms):
+        for r in _cutoffs(calculator, a, b):
+            start, moving, outwards = _about_to_cross(atoms, a, b, r)
+            found += [(start, moving, way) for way in _ways(outwards)]
+    return _largest_jump(calculator, atoms, found, precision)
+
+
+@law
+def energy_conservation(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Molecular dynamics (NVE) conserves energy, in the limit of a short time step."""
+    state = evaluate(calculator, atoms)
+    acceleration = (np.linalg.norm(state.forces, axis=1) / atoms.get_masses()).max()
+    steps, step = 20, min(0.5 * units.fs, (0.002 / max(acceleration, 1e-9)) ** 0.5)
+    tolerance, left = 1e-5, np.inf
+    coarse = _drift(calculator, atoms, step, steps)
+    for n in (2, 4, 8):
+        fine = _drift(calculator, atoms, step / n, steps * n)[::n]
+        # Verlet's own error is even in the step, so extrapolation to step 0 leaves over what is not the integrator's
+        left = min(left, np.abs((4 * fine - coarse) / 3).max() / len(atoms))
+        if left <= tolerance * _scale(state):
+            break
+        coarse = fine
+    return Finding(left / _scale(state), tolerance, detail=f"{1e3 * left:.1e} meV/atom in {steps * step / units.fs:.1f} fs from 300 K")
+
+
+@law
+def repeatability(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Asked twice, it answers the same."""
+    state = evaluate(calculator, atoms)
+    evaluate(calculator, _moved(atoms, 0.3 * _directions(atoms, 1)[0]))
+    return _compared(evaluate(calculator, atoms), state, precision)
+
+
+@law
+def finite_results(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Results are numbers, for the structure squeezed to 80 % and drawn out to 150 % of its lengths as well."""
+    for strain in (0.0, -0.2, 0.5):
+        evaluate(calculator, _deformed(atoms, strain * np.eye(3)))
+    return Finding(0, 0, "numbers")
+
+
+@law
+def history(make_calculator: Callable[[], Calculator], atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """The result depends on the structure alone, not on what was computed before."""
+    random = np.random.default_rng(SEED)
+    others = [_moved(atoms, random.normal(scale=0.5, size=atoms.positions.shape)), _deformed(atoms, np.diag([0.3, -0.1, 0.1])), atoms[1:]]
+    used, worst = make_calculator(), Finding(0.0, precision.symmetry)
+    for other in filter(len, others):
+        evaluate(used, atoms)
+        worst = max(worst, _compared(evaluate(used, other), evaluate(make_calculator(), other), precision))
+    return worst
+
+
+@law
+def float32_noise(calculators: Sequence[Calculator], atoms: Atoms) -> Finding:
+    """Computed in float32, forces and energy follow those in float64."""
+    if len(calculators) < 2:
+        raise NotApplicable("the calculator was made in one precision")
+    double, single = (evaluate(calculator, atoms) for calculator in calculators)
+    energy = abs(single.energy - double.energy) / len(atoms)
+    force = np.abs(single.forces - double.forces).max()
+    detail = f"energy {1e3 * energy:.1e} meV/atom, force {1e3 * force:.1e} meV/Å"
+    return Finding(_error(single, double) / _scale(double), 1e-4, detail=detail)
+
+
+LAWS = (
+    finite_results,
+    repeatability,
+    rotation,
+    reflection,
+    translation,
+    permutation,
+    wrapping,
+    supercell,
+    additivity,
+    isolated_atom,
+    forces,
+    stress,
+    hessian_symmetry,
+    cutoff_with_a_lone_neighbour,
+    cutoff_in_the_structure,
+    energy_conservation,
+)
+
+
+def evaluate(calculator: Calculator, atoms: Atoms) -> State:
+    """Energy, forces and, for a periodic structure whose cell has a volume, stress times volume.
+
+    Raises CalculationFailed for what is not finite, so that no comparison meets a NaN.
+    """
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    energy, forces, virial = float(atoms.get_potential_energy()), np.array(atoms.get_forces(apply_constraint=False)), None
+    if atoms.pbc.any() and atoms.cell.rank == 3:
+        with contextlib.suppress(NotImplementedError):
+            virial = atoms.get_stress(voigt=False, apply_constraint=False) * atoms.get_volume()
+    for name, x in (("energy", energy), ("forces", forces), ("stress", virial)):
+        if x is not None and not np.isfinite(x).all():
+            raise CalculationFailed(f"{name} of {atoms.symbols} is not finite")
+    return State(energy, forces, virial)
+
+
+# --- what should be equal ---
+
+
+def _same(
+    calculator: Calculator,
+    atoms: Atoms,
+    precision: Precision,
+    other: Atoms,
+    expected: Callable[[State], State] = lambda state: state,
+) -> Finding:
+    """`other` against what the law makes of the results for `atoms`."""
+    return _compared(evaluate(calculator, other), expected(evaluate(calculator, atoms)), precision)
+
+
+def _compared(got: State, expected: State, precision: Precision) -> Finding:
+    scale = _scale(expected)
+    return Finding(_error(got, expected) / scale, precision.symmetry + _round_off(expected, precision) / scale)
+
+
+def _error(got: State, expected: State) -> float:
+    """Largest of energy per atom, force (× 1 Å) and virial per atom, in eV."""
+    num_atoms = len(expected.forces)
+    errors = [abs(got.energy - expected.energy) / num_atoms, np.abs(got.forces - expected.forces).max()]
+    if got.virial is not None and expected.virial is not None:
+        errors.append(np.abs(got.virial - expected.virial).max() / num_atoms)
+    return float(np.max(errors))  # NaN where one of them is
+
+
+def _scale(state: State) -> float:
+    """eV: what errors of this structure are measured by."""
+    virial = 0.0 if state.virial is None else np.abs(state.virial).max() / len(state.forces)
+    return float(max(np.abs(state.forces).max(), virial, 0.1))
+
+
+def _round_off(state: State, precision: Precision) -> float:
+    """eV per atom: the last digits of a total energy, whose zero can be far away."""
+    return 10 * precision.eps * abs(state.energy) / len(state.forces)
+
+
+def _turned(calculator: Calculator, atoms: Atoms, precision: Precision, Q: np.ndarray) -> Finding:
+    """Against the structure with x -> Q x. The cell is turned, never mirrored: a lattice is its own image under inversion."""
+    other = atoms.copy()
+    other.set_cell(np.asarray(atoms.cell) @ (Q * np.linalg.det(Q)).T)
+    other.positions = atoms.positions @ Q.T
+
+    def expected(state: State) -> State:
+        return State(state.energy, state.forces @ Q.T, None if state.virial is None else Q @ state.virial @ Q.T)
+
+    return _same(calculator, atoms, precision, other, expected)
+
+
+def _doubled(state: State) -> State:
+    return State(2 * state.energy, np.tile(state.forces, (2, 1)), None if state.virial is None else 2 * state.virial)
+
+
+def _random_rotation() -> np.ndarray:
+    Q, _ = np.linalg.qr(np.random.default_rng(SEED).normal(size=(3, 3)))
+    return Q * np.linalg.det(Q)
+
+
+# --- derivatives by differences ---
+
+STENCIL = (-2, -1, 1, 2)
+
+
+def _slope(values: Sequence[float], h: float) -> float:
+    """f'(0) to order h⁴ from f at -2h, -h, h, 2h."""
+    return (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)
+
+
+def _difference_tolerance(state: State, precision: Precision) -> float:
+    return precision.difference + precision.eps * abs(state.energy) / precision.step / _scale(state)
+
+
+def _force_slope(calculator: Calculator, atoms: Atoms, direction: np.ndarray, h: float) -> np.ndarray:
+    """[N, 3] eV/Å²: change of the forces along `direction`."""
+    plus, minus = (evaluate(calculator, _moved(atoms, sign * h * direction)).forces for sign in (1, -1))
+    return (plus - minus) / (2 * h)
+
+
+def _directions(atoms: Atoms, count: int) -> np.ndarray:
+    """[count, N, 3]: random directions of length √N, so that an atom moves by about 1."""
+    return np.random.default_rng(SEED).normal(scale=3**-0.5, size=(count, len(atoms), 3))
+
+
+def _moved(atoms: Atoms, displacement: np.ndarray) -> Atoms:
+    copy = atoms.copy()
+    copy.positions += displacement
+    return copy
+
+
+def _deformed(atoms: Atoms, strain: np.ndarray) -> Atoms:
+    copy = atoms.copy()
+    copy.set_cell(np.asarray(atoms.cell) @ (np.eye(3) + strain))
+    copy.positions = atoms.positions @ (np.eye(3) + strain)
+    return copy
+
+
+def _drift(calculator: Calculator, atoms: Atoms, step: float, steps: int) -> np.ndarray:
+    """[steps + 1] eV: total energy along a run from 300 K, less that at the start."""
+    moving = atoms.copy()
+    moving.calc = calculator
+    thermalize_momenta(moving, 300, rng=np.random.default_rng(SEED))
+    energies: list[float] = []
+    dynamics = VelocityVerlet(moving, timestep=step)
+    dynamics.attach(lambda: energies.append(moving.get_total_energy()))
+    dynamics.run(steps)
+    return np.array(energies) - energies[0]
+
+
+# --- the cutoff ---
+
+
+def _cutoff(calculator: Calculator, atoms: Atoms) -> float:
+    """Å: what the calculator tells, or else where no pair feels anything any more."""
+    told = _told(calculator)
+    if told is not None:
+        return told
+    return max([r for a, b in _species_pairs(atoms) for r in _cutoffs(calculator, a, b)], default=LONGEST)
+
+
+def _cutoffs(calculator: Calculator, a: int, b: int) -> list[float]:
+    """Å: the cutoff that the calculator tells, and that of a lone pair of these species, if it is another."""
+    told = _told(calculator)
+    reach = _reach(calculator, a, b, told)
+    return [r for r in (told, reach if reach != told else None) if r is not None]
+
+
+def _told(calculator: Calculator) -> float | None:
+    told = getattr(calculator, "r_max", None)
+    return None if told is None else float(told)
+
+
+def _reach(calculator: Calculator, a: int, b: int, told: float | None) -> float | None:
+    """Å: the largest distance at which a lone pair feels anything; None where it does still at the longest or not at all."""
+    width, longest = 0.2, LONGEST if told is None else told + 1.0
+    far = evaluate(calculator, _dimer(a, b, longest)).energy
+
+    def feels(r: float) -> bool:
+        state = evaluate(calculator, _dimer(a, b, r))
+        return bool(state.forces.any() or abs(state.energy - far) > 1e-9 + 1e-12 * abs(far))
+
+    lowest = 1.0 if told is None else told
+    inside = next((r for r in np.arange(longest, lowest, -width) if feels(r)), None)
+    if told is not None and inside is None and feels(told - 1e-3):
+        return told
+    inside = inside or next((r for r in np.arange(lowest, 1.0, -width) if feels(r)), None)
+    if inside is None or inside == longest:
+        return None
+    outside = inside + width
+    while outside - inside > 1e-9:
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if feels(middle) else (inside, middle)
+    return float(inside)
+
+
+def _largest_jump(calculator: Calculator, atoms: Atoms, starts: list[tuple[Atoms, int, np.ndarray]], precision: Precision) -> Finding:
+    """Over crossings: a structure with a pair exactly at the cutoff, the atom that moves, and the direction it takes."""
+    if not starts:
+        raise NotApplicable(f"no cutoff found up to {LONGEST:.0f} Å")
+    usual = evaluate(calculator, atoms)
+    worst = Finding(-1.0, 0.0)
+    for start, moving, direction in starts:
+        state = evaluate(calculator, start)
+        scale = max(_scale(usual), _scale(state))
+        jumps = _jumps(calculator, start, moving, direction, precision.force_step)
+        detail = ", ".join(f"{name} {jump:.1e}" for name, jump in zip(("energy", "force", "force derivative"), jumps, strict=True))
+        tolerance = precision.difference + 10 * precision.eps * abs(state.energy) / scale
+        worst = max(worst, Finding(jumps.max() / scale, tolerance, detail=f"jump of {detail}, in eV and Å"))
+    return worst
+
+
+def _jumps(calculator: Calculator, start: Atoms, moving: int, direction: np.ndarray, h: float) -> np.ndarray:
+    """[3]: jump of energy (eV), force (eV/Å) and force derivative (eV/Å²) where `start` is on a path; parabolas through h, 2h, 3h."""
+    sides = []
+    for sign in (1, -1):
+        states = []
+        for n in (1, 2, 3):
+            at = start.copy()
+            at.positions[moving] += sign * n * h * direction
+            states.append(evaluate(calculator, at))
+        energy, F = np.array([s.energy for s in states]), np.array([s.forces for s in states])
+        value, slope = np.array([3, -3, 1]), sign * np.array([-2.5, 4, -1.5]) / h
+        sides.append((value @ energy, np.tensordot(value, F, 1), np.tensordot(slope, F, 1)))
+    return np.array([np.abs(plus - minus).max() for plus, minus in zip(*sides, strict=True)])
+
+
+def _ways(outwards: Sequence[float] | np.ndarray) -> list[np.ndarray]:
+    """Unit vectors: straight across the cutoff, and at 70° to that, so that the direction changes too."""
+    outwards = np.asarray(outwards)
+    sideways = np.cross(outwards, np.eye(3)[np.abs(outwards).argmin()])
+    sideways /= np.linalg.norm(sideways)
+    return [outwards, np.cos(np.radians(70)) * outwards + np.sin(np.radians(70)) * sideways]
+
+
+def _about_to_cross(atoms: Atoms, a: int, b: int, r: float) -> tuple[Atoms, int, np.ndarray]:
+    """A structure in which an atom of species b is exactly r from one of species a, the index of b, and the unit vector from a to it.
+
+    The pair of `atoms` that is closest to this distance, or else an atom more, placed where it has most room.
+    """
+    most = 0.5  # Å that an atom may be moved to get there
+    graph = build_graph(atoms, r + most)
+    (i, j), vec = graph.edge_index.numpy(), graph.edge_vec.numpy()
+    distance = np.linalg.norm(vec, axis=1)
+    off = np.where((i != j) & (atoms.numbers[i] == a) & (atoms.numbers[j] == b), np.abs(distance - r), np.inf)
+    if len(off) and off.min() < most:
+        e = off.argmin()
+        outwards = vec[e] / distance[e]
+        start = atoms.copy()
+        start.positions[j[e]] += (r - distance[e]) * outwards
+        return start, int(j[e]), outwards
+    random = np.random.default_rng(SEED).normal(size=(100, 3))
+    ways = random / np.linalg.norm(random, axis=1, keepdims=True)
+    places = [(centre + r * way, way) for centre in atoms.positions[atoms.numbers == a][:10] for way in ways]
+    place, outwards = max(places, key=lambda p: get_distances(p[0], atoms.positions, cell=atoms.cell, pbc=atoms.pbc)[1].min())
+    return atoms + Atoms([b], [place]), len(atoms), outwards
+
+
+# --- small structures ---
+
+
+def _species_pairs(atoms: Atoms) -> Iterator[tuple[int, int]]:
+    return combinations_with_replacement(np.unique(atoms.numbers).tolist(), 2)
+
+
+def _dimer(a: int, b: int, r: float) -> Atoms:
+    return Atoms([a, b], positions=[[0, 0, 0], [r, 0, 0]])
+
+
+def _cluster(atoms: Atoms) -> Atoms:
+    """The atoms without cell and periodicity."""
+    return Atoms(atoms.numbers, atoms.positions)
+
+
+def _reference_energy(calculator: Calculator, number: int, otherwise: float) -> float:
+    """eV: `calculator.model.e0[symbol]` where there is such a thing, as in FlashACE."""
+    references: Any = getattr(getattr(calculator, "model", None), "e0", None)
+    return references[Atoms([number]).symbols[0]] if isinstance(references, dict) else otherwise

@@ -1,0 +1,16 @@
+"""The readout is its formula, one number per atom."""
+
+import torch
+
+from flashace.nn.readout import Readout
+
+
+def test_readout_is_the_formula():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        readout, s = Readout(6, width=4).double(), torch.randn(5, 6).double()
+        torch.nn.init.normal_(readout.hidden.bias)
+    x = s @ readout.hidden.weight + readout.hidden.bias
+    expected = s @ readout.linear.weight + (x * torch.sigmoid(x)) @ readout.out.weight
+    torch.testing.assert_close(readout(s), expected[:, 0], atol=1e-14, rtol=0)
+    torch.testing.assert_close(readout(s[2:3]), expected[2:3, 0], atol=1e-14, rtol=0)

@@ -1,0 +1,245 @@
+"""The laws of the energies: what an atom sees, what it does not, and that nothing else changes."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from pydantic import ValidationError
+
+from flashace.errors import FlashACEError
+from flashace.graph import batch_graphs, build_graph
+from flashace.model import AttentionACE, ModelConfig
+
+SAME = 1e-11  # eV; sums of the same numbers in another order
+
+
+def energies(model, atoms):
+    return model(build_graph(atoms, model.config.r_max)).detach()
+
+
+def close(one, other, atol=SAME):
+    torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
+def rotation(seed=0):
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q * np.sign(np.linalg.det(q))
+
+
+def test_the_test_model_has_visible_effects(model, structure):
+    """Otherwise nothing below would mean much: energies differ between atoms, and each part of the model is felt."""
+    e = energies(model, structure("crystal")) - model.atomic_energies[model.element_index[structure("crystal").numbers]]
+    assert e.std() > 0.05
+    for name in ("attention.query", "attention.direction_query", "product", "feed_forward", "values_out", "mix_tensors"):
+        parameters = [p for n, p in model.named_parameters() if f"layers.1.{name}" in n]
+        saved = [p.clone() for p in parameters]
+        for p in parameters:
+            p.data.mul_(0.0)
+        change = (
+            energies(model, structure("crystal")) - e - model.atomic_energies[model.element_index[structure("crystal").numbers]]
+        ).abs()
+        for p, value in zip(parameters, saved, strict=True):
+            p.data.copy_(value)
+        assert parameters, name
+        assert change.max() > 1e-3, name
+
+
+# Symmetries
+
+
+@pytest.mark.parametrize("options", [{}, {"l_max": 3, "num_layers": 3}, {"correlation": 1, "num_heads": 1}], ids=str)
+def test_rotation_reflection_and_translation(make_model, each_structure, options):
+    model = make_model(**options)
+    before = energies(model, each_structure)
+    for matrix in (rotation(), -np.eye(3), rotation(1) @ np.diag([1.0, 1.0, -1.0])):
+        atoms = each_structure.copy()
+        atoms.set_cell(atoms.cell.array @ matrix)
+        atoms.positions = atoms.positions @ matrix + (0.3, -11.0, 4.0)
+        close(energies(model, atoms), before, atol=1e-10)
+
+
+def test_permutation(model, each_structure):
+    order = np.random.default_rng(0).permutation(len(each_structure))
+    close(energies(model, each_structure[order]), energies(model, each_structure)[order])
+
+
+@pytest.mark.parametrize("name", ["crystal", "sheared", "wire", "slab in vacuum"])
+def test_a_supercell_has_n_times_the_energy(model, structure, name):
+    atoms = structure(name)
+    repeat = [2 if periodic else 1 for periodic in atoms.pbc]
+    copies = int(np.prod(repeat))
+    close(energies(model, atoms.repeat(repeat)), energies(model, atoms).repeat(copies))
+
+
+def test_batch_is_single(model, structure):
+    all_atoms = [structure(name) for name in ("crystal", "atom", "wire", "molecule", "one atom per cell", "slab in vacuum")]
+    graphs = [build_graph(atoms, model.config.r_max) for atoms in all_atoms]
+    close(model(batch_graphs(graphs)), torch.cat([model(graph) for graph in graphs]))
+
+
+# Locality
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_an_atom_beyond_the_cutoff_changes_nothing(make_model, structure, num_layers):
+    """Also not by way of a third atom in between: layers deepen what is read and never widen it."""
+    model = make_model(num_layers=num_layers)
+    chain = Atoms("SiCSiC", [(0, 0, 0), (2.5, 0.3, 0), (5.0, 0, 0.4), (7.5, 0, 0)])
+    moved = chain.copy()
+    moved.positions[3] += (0.5, 0.7, -0.2)
+    moved.numbers[3] = 14
+    before, after = energies(model, chain), energies(model, moved)
+    close(after[:2], before[:2])
+    assert (after[2] - before[2]).abs() > 1e-3  # it sees the last atom, the first two do not
+
+
+def test_far_apart_parts_add_up(model, structure):
+    parts = [structure("molecule"), structure("atom"), structure("wire")]
+    for part in parts:
+        part.pbc, part.cell = False, None
+    together = parts[0] + parts[1] + parts[2]
+    together.positions[len(parts[0]) :] += (30.0, 0, 0)
+    together.positions[len(parts[0]) + 1 :] += (0, 30.0, 0)
+    close(energies(model, together), torch.cat([energies(model, part) for part in parts]))
+
+
+def test_energy_is_smooth_when_a_lone_neighbour_arrives(make_model):
+    """The energy leaves E0 as the cube of the distance to the cutoff, so its first two derivatives are continuous there."""
+    model = make_model()
+    distances = model.config.r_max - np.array([1e-1, 1e-2, 1e-3])
+    differences = [abs((energies(model, Atoms("SiC", [(0, 0, 0), (d, 0, 0)])).sum() - sum(model.e0.values())).item()) for d in distances]
+    assert differences[0] > 1e-9
+    assert differences[1] < 2e-3 * differences[0]
+    assert differences[2] < 2e-3 * differences[1] + 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_isolated_atom_has_exactly_its_reference_energy(make_model, structure, dtype):
+    """Exactly, whatever is computed beside it: it anchors dissociation."""
+    model = make_model(dtype=dtype)
+    graph_of = {symbol: build_graph(Atoms(symbol), model.config.r_max) for symbol in model.symbols}
+    for symbol, graph in graph_of.items():
+        assert model(in_precision(graph, dtype)).item() == model.e0[symbol]
+    crystal = build_graph(structure("crystal"), model.config.r_max)
+    for count in range(1, 40):
+        batch = in_precision(batch_graphs([graph_of["Si"]] * count + [crystal] * (count % 3) + [graph_of["C"]] * (count % 5)), dtype)
+        alone = torch.bincount(batch.edge_index[0], minlength=len(batch.numbers)) == 0
+        expected = model.atomic_energies[model.element_index[batch.numbers]]
+        assert (model(batch)[alone] == expected[alone]).all(), count
+
+
+def in_precision(graph, dtype):
+    return graph.with_edge_vec(graph.edge_vec.to(dtype))
+
+
+def test_float32_follows_float64(make_model, each_structure):
+    exact = energies(make_model(), each_structure)
+    graph = build_graph(each_structure, 4.0)
+    rounded = make_model(dtype=torch.float32)(in_precision(graph, torch.float32))
+    assert rounded.dtype == torch.float64
+    close(rounded.detach(), exact, atol=2e-4)
+
+
+def test_total_energies_of_millions_of_ev_keep_their_digits():
+    energies0 = {"Si": -7.89e6 + 1e-6}
+    model = AttentionACE(ModelConfig(hidden_dim=8, num_channels=2), energies0, dtype=torch.float32)
+    assert model(in_precision(build_graph(Atoms("Si"), 5.0), torch.float32)).item() == energies0["Si"]
+
+
+# Elements and configuration
+
+
+def test_unknown_elements_are_named(model):
+    with pytest.raises(FlashACEError, match=r"knows C, Si; the structure also has Au, O\. Use a model"):
+        model.check_elements(torch.tensor([14, 8, 6, 79, 8]))
+    model.check_elements(torch.tensor([14, 6]))
+
+
+def test_an_unknown_element_never_passes_for_another(model):
+    """Who calls the network without `check_elements` must not get the energy of some other element."""
+    with pytest.raises((FlashACEError, IndexError)):
+        model(build_graph(Atoms("Au2", [(0, 0, 0), (2, 0, 0)]), 4.0))
+
+
+def test_elements_stand_in_the_order_of_the_table(make_model, structure):
+    config = ModelConfig(hidden_dim=8, num_channels=2)
+    assert AttentionACE(config, {"Si": 1.0, "H": 2.0, "C": 3.0}).symbols == ["H", "C", "Si"]
+
+
+def test_the_default_dtype_of_torch_does_not_matter(make_model, structure):
+    before = energies(make_model(), structure("crystal"))
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = AttentionACE(ModelConfig(hidden_dim=8, num_channels=2), {"Si": 1.0, "C": 1.0}, dtype=torch.float32)
+        again = make_model()
+        again.load_state_dict(make_model_weights(make_model))
+        after = energies(again, structure("crystal"))
+        in_float32 = model(in_precision(build_graph(structure("crystal"), 5.0), torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    close(after, before)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert in_float32.dtype == torch.float64
+
+
+def make_model_weights(make_model):
+    torch.set_default_dtype(torch.float32)
+    weights = make_model().state_dict()
+    torch.set_default_dtype(torch.float64)
+    return weights
+
+
+def test_evaluation_leaves_random_state_and_weights_alone(model, structure):
+    state, weights = torch.random.get_rng_state(), {n: p.clone() for n, p in model.named_parameters()}
+    one = energies(model, structure("crystal"))
+    assert (torch.random.get_rng_state() == state).all()
+    assert all((p == weights[n]).all() for n, p in model.named_parameters())
+    assert (energies(model, structure("crystal")) == one).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_channels": 6, "num_heads": 4}, "num_channels=6 must be a multiple of num_heads=4"),
+        ({"hidden_dim": 10, "num_channels": 4}, "hidden_dim=10 must be a multiple of num_heads=4"),
+        ({"r_max": 0.0}, "greater than 0"),
+        ({"r_max": float("nan")}, "r_max"),
+        ({"r_max": float("inf")}, "r_max"),
+        ({"l_max": 0}, "greater than or equal to 1"),
+        ({"correlation": 0}, "greater than or equal to 1"),
+        ({"num_layers": 0}, "greater than or equal to 1"),
+        ({"radial_basis_type": "fourier"}, "'bessel' or 'gaussian'"),
+        ({"gaussian_width": -1.0}, "greater than 0"),
+        ({"rmax": 5.0}, "rmax"),
+    ],
+    ids=str,
+)
+def test_a_model_that_cannot_be_built_says_why(options, message):
+    with pytest.raises((ValidationError, FlashACEError), match=message):
+        ModelConfig(**options)
+
+
+DIFFERENT = {
+    "r_max": 3.9, "l_max": 1, "num_radial": 4, "hidden_dim": 8, "num_channels": 8, "num_heads": 2, "key_dim": 3, "num_layers": 1,
+    "correlation": 2, "edge_hidden_dim": 8, "radial_basis_type": "gaussian", "radial_trainable": True, "gaussian_width": 0.3,
+    "envelope_exponent": 5,
+}  # fmt: skip
+
+
+def test_every_option_of_the_model_is_felt(make_model, structure):
+    """An option that no test can feel is removed."""
+    assert set(DIFFERENT) == set(ModelConfig.__dataclass_fields__)
+    for name, value in DIFFERENT.items():
+        base = {"radial_basis_type": "gaussian"} if name == "gaussian_width" else {}
+        one, other = make_model(**base), make_model(**base, **{name: value})
+        if name == "radial_trainable":
+            assert sum(p.requires_grad for p in other.parameters()) > sum(p.requires_grad for p in one.parameters())
+        else:
+            assert (energies(one, structure("crystal")) - energies(other, structure("crystal"))).abs().max() > 1e-6, name
+
+
+def test_a_crystal_of_one_atom_sees_its_own_images(model):
+    """bulk silicon in its primitive and cubic cell: the same energy per atom."""
+    one, eight = bulk("Si", a=5.43), bulk("Si", a=5.43, cubic=True)
+    close(energies(model, one).mean(), energies(model, eight).mean())
