@@ -36,9 +36,10 @@ def predict(model: Callable[[Graph], Tensor], graph: Graph, dtype: torch.dtype, 
     forces = g.new_zeros(energies.shape[0], 3).index_add(0, centre, g).index_add(0, neighbour, -g)
     virial = edge_vec.detach().unsqueeze(2) * g.unsqueeze(1)
     virial = (virial + virial.transpose(1, 2)) / 2
-    volume = torch.linalg.det(graph.cell).abs()
-    volume = torch.where(volume > 0, volume, torch.nan).to(g.dtype)
-    stresses = g.new_zeros(energies.shape[0], 3, 3).index_add(0, centre, virial) / volume[graph.structure, None, None]
+    volume = torch.linalg.det(graph.cell).abs().to(g.dtype)[graph.structure, None, None]
+    # NaN is put in afterwards: divided by, it would come back in the gradients of a training step that masks the stress
+    stresses = g.new_zeros(energies.shape[0], 3, 3).index_add(0, centre, virial) / torch.where(volume > 0, volume, 1.0)
+    stresses = torch.where(volume > 0, stresses, torch.nan)
     return Prediction(
         energies=energies,
         energy=energies.new_zeros(graph.num_structures).index_add(0, graph.structure, energies),

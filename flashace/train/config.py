@@ -26,14 +26,14 @@ class TrainConfig:
     energy_key: str | None = Field(None, description="name of the energy; found by itself where not given")
     forces_key: str | None = Field(None, description="name of the forces; found by itself where not given")
     stress_key: str | None = Field(None, description="name of the stress or virial; found by itself where not given")
-    output: str | None = Field(None, description="run folder; runs/<name of the data> where not given")
+    output: str | None = Field(None, description="run folder; runs/<name of the data>, numbered from the second on, where not given")
     seed: int = Field(0, ge=0, description="seed of split, weights and order of the frames")
     device: str = Field("auto", description="auto, cpu or cuda")
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of network and gradients")
     epochs: int | None = Field(None, ge=1, description="passes over the data; from its size where not given")
     max_time: float | None = Field(None, gt=0, description="minutes; the schedule is fitted to it")
     batch_size: int | None = Field(None, ge=1, description="structures per step; from their size where not given")
-    learning_rate: float = Field(3e-3, gt=0, description="peak of the schedule")
+    learning_rate: float = Field(6e-3, gt=0, description="peak of the schedule")
     warmup: float = Field(0.02, ge=0, lt=1, description="part of the fit in which the learning rate rises")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="for weight matrices; AdamW takes the rest")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
@@ -86,8 +86,9 @@ def make_config(options: Mapping[str, Any]) -> FitConfig:
 
 
 def write_config(path: Path, config: FitConfig) -> None:
-    """A YAML file that `load_config` reads back to the same configuration."""
+    """A YAML file that `load_config` reads back to the same configuration, but for the run folder."""
     options = asdict(config.train) | asdict(config.model)
+    del options["output"]  # so that it runs as it stands, into a new folder
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     path.write_text(yaml.safe_dump({name: v for name, v in plain.items() if v is not None}, sort_keys=False))
 

@@ -38,10 +38,10 @@ FOR_THE_END = 0.03  # part of `max_time` kept for the closing table and the pict
 class Trainer:
     """The state of a fit and its loop. `run` trains to the end, or until it is interrupted, and `finish` writes what a fit leaves."""
 
-    def __init__(self, prepared: Prepared, console: Console, started: float) -> None:
+    def __init__(self, prepared: Prepared, folder: Path, console: Console, started: float) -> None:
         self.prepared, self.console, self.started = prepared, console, started
         self.config = prepared.config.train
-        self.folder = Path(str(self.config.output))
+        self.folder = folder
         with _bar(console) as bar:
             task = bar.add_task("neighbour lists", total=len(prepared.train) + len(prepared.valid))
             r_max = prepared.config.model.r_max
@@ -270,9 +270,9 @@ class Trainer:
         }
 
 
-def fit(prepared: Prepared, console: Console, resume: bool = False, started: float | None = None) -> bool:
-    """Fit and leave a run folder; False where the fit was interrupted and can be resumed."""
-    trainer = Trainer(prepared, console, time.monotonic() if started is None else started)
+def fit(prepared: Prepared, folder: Path, console: Console, resume: bool = False, started: float | None = None) -> bool:
+    """Fit and leave a run `folder`; False where the fit was interrupted and can be resumed."""
+    trainer = Trainer(prepared, folder, console, time.monotonic() if started is None else started)
     if resume:
         trainer.resume()
     else:

@@ -12,11 +12,11 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., https://kellerjordan
 
 
 class Muon(Optimizer):
-    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` and Nesterov momentum (Jordan et al. 2024; Liu et al., arXiv:2502.16982).
+    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` (Jordan et al. 2024; Liu et al., arXiv:2502.16982).
 
-    Matrices of one shape are orthogonalised together, in their own precision: a network of a few dozen small matrices spends most of a step of
-    torch's version in the overhead of single products (the plain one is this one's test). Parameters may have leading dimensions: [..., a, b]
-    are so many matrices of their own.
+    Matrices of one shape are orthogonalised together, in their own precision: with a few dozen small matrices, torch's
+    version (which is the test of this one) spends its time in the overhead of single products, and that is as much as the
+    gradient itself takes. Parameters may have leading dimensions: [..., a, b] are so many matrices of their own.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Muon(Optimizer):
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+            shapes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     a, b = p.shape[-2:]
@@ -38,7 +38,7 @@ class Muon(Optimizer):
             for parameters in shapes.values():
                 self._update(parameters, group)
 
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Parameters whose last two dimensions agree."""
         for p in parameters:
             if not self.state[p]:

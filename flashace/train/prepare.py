@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,6 @@ def prepare(config: FitConfig) -> Prepared:
         t,
         batch_size=min(batch_size, len(train)),
         epochs=epochs,
-        output=t.output or str(Path("runs") / Path(t.data[0]).stem),
     )
     units = statistics.loss_units(train)
     return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype)

@@ -1,0 +1,353 @@
+"""The laws hold for an untrained model on every kind of structure, and each law catches a calculator that was broken on purpose."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
+from ase.io import write
+from click.testing import CliRunner
+from torch import Tensor
+
+import flashace.calculator
+import flashace.model
+import flashace.nn.attention
+from flashace import verify
+from flashace.calculator import FlashACE
+from flashace.cli import main
+from flashace.graph import Graph, build_graph
+from flashace.model import AttentionACE, ModelConfig
+from flashace.model_file import save_model
+from flashace.nn.layer import Layer
+from flashace.verify import PRECISIONS, LawResult
+
+R_MAX = 4.0
+REFERENCE = {"H": -13.1, "C": -150.3, "Si": -100.7}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model whose forces are of the size of real ones."""
+    torch.manual_seed(0)
+    config = ModelConfig(r_max=R_MAX, hidden_dim=16, num_channels=4, num_heads=4, key_dim=4, num_layers=2)
+    network = AttentionACE(config, REFERENCE, avg_num_neighbors=20.0, dtype=torch.float64)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight *= 10.0 if "readout" in name else 1.1
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    save_model(path, network, {})
+    return str(path)
+
+
+def crystal() -> Atoms:
+    """8 atoms in a cell smaller than the cutoff."""
+    return bulk("SiC", "zincblende", a=3.9, cubic=True)
+
+
+def with_vacuum(*axes: int) -> Atoms:
+    atoms = crystal()
+    atoms.pbc[list(axes)] = False
+    atoms.center(vacuum=3.0, axis=axes)
+    return atoms
+
+
+STRUCTURES = {
+    "crystal": crystal,
+    "skewed cell of two atoms": lambda: bulk("SiC", "zincblende", a=3.9),
+    "slab": lambda: with_vacuum(1),
+    "wire": lambda: with_vacuum(0, 2),
+    "molecule": lambda: molecule("C2H6"),
+    "atom": lambda: Atoms("C"),
+}
+SILENT = {
+    "molecule": {"wrapping", "supercell", "stress"},
+    "atom": {"wrapping", "supercell", "stress", "permutation", "hessian symmetry"},
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_every_law_holds(model: str, name: str) -> None:
+    results = verify.verify(lambda dtype: FlashACE(model, device="cpu", dtype=dtype), STRUCTURES[name]())
+    assert [r.law for r in results] == ALL_LAWS
+    assert [r for r in results if r.passed is False] == []
+    silent = {r.law for r in results if r.passed is None}
+    assert silent == SILENT.get(name, set())
+    assert all(r.detail for r in results if r.passed is None)
+
+
+def test_every_law_holds_in_float32_alone(model: str) -> None:
+    results = verify.verify(lambda dtype: FlashACE(model, device="cpu", dtype=dtype), crystal(), precisions=["float32"])
+    assert [r for r in results if r.passed is False] == []
+    assert [r.law for r in results if r.passed is None] == ["float32 noise"]
+
+
+# --- broken on purpose: each one keeps as many other laws as it can ---
+
+
+def no_periodic_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(atoms: Atoms, r_max: float) -> Graph:
+        alone = atoms.copy()
+        alone.pbc = False
+        return build_graph(alone, r_max)
+
+    monkeypatch.setattr(flashace.calculator, "build_graph", without)
+
+
+def no_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flashace.model, "polynomial_envelope", lambda r, r_max, exponent: (r < r_max).to(r.dtype))
+
+
+def rough_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goes to zero with its slope, but the second derivative jumps."""
+    monkeypatch.setattr(flashace.model, "polynomial_envelope", lambda r, r_max, exponent: (1 - r / r_max).clamp(min=0) ** 2)
+
+
+def neighbour_list_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flashace.calculator, "build_graph", lambda atoms, r_max: build_graph(atoms, r_max - 0.3))
+
+
+def softmax_without_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(score: Tensor, envelope: Tensor) -> Tensor:
+        weight = envelope.unsqueeze(-1) * torch.exp(score)
+        return weight / (1e-200 + weight.sum(1, keepdim=True))
+
+    monkeypatch.setattr(flashace.nn.attention, "attention_weights", weights)
+
+
+def norm_over_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Layer.forward
+
+    def forward(self: Layer, *args: Any) -> tuple[Tensor, Tensor]:
+        s, t = original(self, *args)
+        return s, (t - t.mean(1, keepdim=True)) / (1 + t.var(1, keepdim=True)).sqrt()
+
+    monkeypatch.setattr(Layer, "forward", forward)
+
+
+def energies(change: Callable[[AttentionACE, Graph, Tensor], Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
+    """A model that adds `change(model, graph, interaction energies [N])` to its energies, with exact derivatives."""
+    original = AttentionACE.forward
+
+    def forward(self: AttentionACE, graph: Graph) -> Tensor:
+        energy = original(self, graph)
+        interaction = energy - self.atomic_energies[self.element_index[graph.numbers]]
+        return energy + change(self, graph, interaction)
+
+    return lambda monkeypatch: monkeypatch.setattr(AttentionACE, "forward", forward)
+
+
+def attention_over_all_atoms(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tensor:
+    return (interaction.softmax(0) * interaction).sum().expand_as(interaction)
+
+
+def order_of_the_atoms(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tensor:
+    return 1e-6 * torch.arange(len(interaction)) * interaction
+
+
+def place_in_space(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tensor:
+    return 1e-6 * graph.positions[:, 0] * interaction
+
+
+def energy_of_nothing(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tensor:
+    return torch.full_like(interaction, 1e-6)
+
+
+def handedness(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tensor:
+    """The triple product of three vectors that an atom sees: it turns with the structure but knows left from right."""
+    vec = graph.edge_vec.double()
+    f = (1 - vec.norm(dim=-1) / model.config.r_max).clamp(min=0).unsqueeze(-1)
+    sums = [vec.new_zeros(len(interaction), 3).index_add(0, graph.edge_index[0], f**n * vec) for n in (4, 5, 6)]
+    return 10 * torch.linalg.det(torch.stack(sums, dim=1))
+
+
+def rough_single_precision(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tensor:
+    return 1e-3 * interaction if model.dtype == torch.float32 else 0 * interaction
+
+
+def results(change: Callable[[FlashACE], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    """A calculator whose results are changed after all."""
+    original = FlashACE.calculate
+
+    def calculate(self: FlashACE, *args: Any) -> None:
+        original(self, *args)
+        change(self)
+
+    return lambda monkeypatch: monkeypatch.setattr(FlashACE, "calculate", calculate)
+
+
+def wrong_stress_sign(calculator: FlashACE) -> None:
+    if "stress" in calculator.results:
+        calculator.results["stress"] *= -1
+
+
+def forces_of_no_energy(calculator: FlashACE) -> None:
+    """A push on each atom that its neighbours do not return."""
+    graph = build_graph(calculator.atoms, R_MAX)
+    vec = graph.edge_vec.numpy()
+    push = (1 - np.linalg.norm(vec, axis=1, keepdims=True) / R_MAX) ** 4 * vec
+    np.add.at(calculator.results["forces"], graph.edge_index[0], 0.1 * calculator.atoms.numbers[graph.edge_index[0]][:, None] * push)
+
+
+def noise(calculator: FlashACE) -> None:
+    calculator.results["energy"] += 1e-6 * np.random.default_rng().normal()
+
+
+def not_a_number(calculator: FlashACE) -> None:
+    if calculator.atoms.cell.volume < crystal().cell.volume:
+        calculator.results["forces"][0] = np.nan
+
+
+def stale_neighbour_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is whose neighbour is decided once, as long as the number of atoms stays."""
+    original = FlashACE.calculate
+    lists: dict[FlashACE, Graph] = {}
+
+    def calculate(self: FlashACE, *args: Any) -> None:
+        def stale(atoms: Atoms, r_max: float) -> Graph:
+            fresh = build_graph(atoms, r_max)
+            old = lists.setdefault(self, fresh)
+            if len(old.numbers) != len(fresh.numbers):
+                old = lists[self] = fresh
+            (i, j), x = old.edge_index, fresh.positions
+            return replace(old, positions=x, cell=fresh.cell, edge_vec=x[j] - x[i] + old.unit_shifts @ fresh.cell[0])
+
+        with patch.object(flashace.calculator, "build_graph", stale):
+            original(self, *args)
+
+    monkeypatch.setattr(FlashACE, "calculate", calculate)
+
+
+Break = Callable[[pytest.MonkeyPatch], None]
+# what is broken: how, the laws that must catch it, laws that must not
+BROKEN: dict[str, tuple[Break, set[str], set[str]]] = {
+    "no periodic images": (no_periodic_images, {"wrapping", "supercell"}, {"rotation", "forces", "stress"}),
+    "no envelope": (no_envelope, {"cutoff with a lone neighbour", "cutoff in the structure"}, {"rotation", "forces"}),
+    "rough envelope": (rough_envelope, {"cutoff with a lone neighbour", "cutoff in the structure"}, {"forces"}),
+    "neighbour list too short": (neighbour_list_too_short, {"cutoff with a lone neighbour"}, {"forces", "supercell"}),
+    "softmax without the 1": (softmax_without_the_one, {"cutoff with a lone neighbour"}, {"cutoff in the structure", "forces"}),
+    "norm over components": (norm_over_components, {"rotation", "reflection"}, {"forces", "translation"}),
+    "global attention": (energies(attention_over_all_atoms), {"additivity"}, {"forces", "supercell", "permutation"}),
+    "order of the atoms": (energies(order_of_the_atoms), {"permutation"}, {"forces", "rotation", "isolated atom"}),
+    "place in space": (energies(place_in_space), {"translation"}, {"permutation", "isolated atom"}),
+    "energy of nothing": (energies(energy_of_nothing), {"isolated atom"}, {"forces", "supercell", "additivity"}),
+    "handedness": (energies(handedness), {"reflection"}, {"rotation", "forces", "stress", "hessian symmetry"}),
+    "rough single precision": (energies(rough_single_precision), {"float32 noise"}, {"forces"}),
+    "wrong stress sign": (results(wrong_stress_sign), {"stress"}, {"rotation", "supercell", "forces"}),
+    "forces of no energy": (
+        results(forces_of_no_energy),
+        {"forces", "hessian symmetry", "energy conservation"},
+        {"rotation", "cutoff in the structure", "supercell"},
+    ),
+    "noise": (results(noise), {"repeatability"}, {"finite results"}),
+    "not a number": (results(not_a_number), {"finite results"}, {"repeatability", "rotation"}),
+    "stale neighbour list": (stale_neighbour_list, {"history"}, {"rotation", "repeatability"}),
+}
+ALL_LAWS = [law.__name__.replace("_", " ") for law in (*verify.LAWS, verify.history, verify.float32_noise)]
+
+
+def check(law: str, model: str, atoms: Atoms) -> LawResult:
+    def make(dtype: str = "float64") -> FlashACE:
+        return FlashACE(model, device="cpu", dtype=dtype)
+
+    if law == "history":
+        return verify.history(make, atoms)
+    if law == "float32 noise":
+        return verify.float32_noise([make("float64"), make("float32")], atoms)
+    return getattr(verify, law.replace(" ", "_"))(make(), atoms)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_calculator_is_caught_by_the_law_it_breaks(model: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it, caught_by, not_by = BROKEN[name]
+    break_it(monkeypatch)
+    found = {law: check(law, model, verify.shaken(crystal())) for law in sorted(caught_by | not_by)}
+    assert {law: r.passed for law, r in found.items()} == {law: law in not_by for law in found}, found
+
+
+def test_every_law_bites() -> None:
+    assert {law for _, caught_by, _ in BROKEN.values() for law in caught_by} == set(ALL_LAWS)
+
+
+# --- other calculators ---
+
+
+def test_the_cutoff_of_a_calculator_that_does_not_tell_it_is_found() -> None:
+    atoms, sigma, epsilon, rc = verify.shaken(bulk("Cu", cubic=True)), 2.3, 0.1, 5.0
+    sharp, smooth = (LennardJones(sigma=sigma, epsilon=epsilon, rc=rc, smooth=smooth) for smooth in (False, True))
+    force = 24 * epsilon * (sigma**6 / rc**7 - 2 * sigma**12 / rc**13)  # ASE's potential is shifted: its energy does not jump
+    assert jumps(verify.cutoff_with_a_lone_neighbour(sharp, atoms))[:2] == pytest.approx([0, force], abs=1e-4)
+    assert jumps(verify.cutoff_with_a_lone_neighbour(smooth, atoms))[:2] == pytest.approx([0, 0], abs=1e-9)
+    assert jumps(verify.cutoff_with_a_lone_neighbour(smooth, atoms))[2] > 1e-3  # "smooth" holds for the force alone
+    assert verify.additivity(EMT(), atoms).passed
+
+
+def jumps(result: LawResult) -> list[float]:
+    """Of energy, force and force derivative."""
+    return [float(x) for x in re.findall(r"\d\.\de[+-]\d\d", result.detail)]
+
+
+def test_a_calculator_without_stress_is_told_so() -> None:
+    class NoStress(LennardJones):
+        def calculate(self, *args: Any, **kwargs: Any) -> None:
+            super().calculate(*args, **kwargs)
+            self.results.pop("stress", None)
+
+    result = verify.stress(NoStress(sigma=2.3, rc=5.0), verify.shaken(bulk("Cu", cubic=True)))
+    assert (result.passed, result.detail) == (None, "the calculator has no stress")
+
+
+def test_a_long_range_calculator_has_no_cutoff_to_cross() -> None:
+    atoms = verify.shaken(bulk("Cu", cubic=True))
+    result = verify.cutoff_with_a_lone_neighbour(LennardJones(sigma=2.3, rc=30.0), atoms)
+    assert (result.passed, result.detail) == (None, "no cutoff found up to 12 Å")
+
+
+# --- the command ---
+
+
+def test_command_with_a_model_file(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "structure.cif", bulk("SiC", "zincblende", a=3.9))
+    command = ["verify", model, str(tmp_path / "structure.cif"), "--json", str(tmp_path / "laws.json"), "--device", "cpu"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    rows = json.loads((tmp_path / "laws.json").read_text())
+    assert [row["law"] for row in rows] == ALL_LAWS
+    assert all(row["passed"] and row["measured"] <= row["tolerance"] for row in rows)
+
+    results(wrong_stress_sign)(monkeypatch)
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1
+    assert "broken: stress" in done.output
+    rows = json.loads((tmp_path / "laws.json").read_text())
+    assert [row["law"] for row in rows if row["passed"] is False] == ["stress"]
+
+
+def test_command_with_a_calculator_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_potential.py").write_text(
+        "from ase.calculators.lj import LennardJones\n\n"
+        "def make(cutoff):\n    return LennardJones(sigma=2.3, epsilon=0.1, rc=float(cutoff))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "structure.xyz", bulk("Cu", cubic=True))
+    structure = str(tmp_path / "structure.xyz")
+    done = CliRunner().invoke(main, ["verify", "5.0", structure, "--calculator", "own_potential:make"])
+    assert done.exit_code == 1
+    assert "broken: cutoff with a lone neighbour, cutoff in the structure" in done.output.replace("\n", " ")
+
+    done = CliRunner().invoke(main, ["verify", "5.0", structure, "--calculator", "own_potential:missing"])
+    assert done.exit_code == 1
+    assert "expected module:Class" in done.output
+
+
+def test_tolerances_are_as_tight_as_promised() -> None:
+    assert (PRECISIONS["float64"].symmetry, PRECISIONS["float64"].difference) == (1e-10, 1e-6)
