@@ -115,13 +115,13 @@ def test_attention_is_the_formula(has_tensors):
     """Steps 2 to 4 of DESIGN section 2, with loops over atoms, neighbours, heads and channels."""
     module, edge, f, Y = attention(has_tensors), edges(), envelope(), random(N, M, LM)
     s, t = random(N, F), random(N, LM - 1, K) if has_tensors else None
-    q = module.query(s).reshape(N, D, H)
+    q = module.query(s).reshape(N, H, D)
     Q = module.direction_query(t) if has_tensors else None
     score = torch.zeros(N, M, H, dtype=torch.float64)
     for i in range(N):
         for j in range(M):
             for h in range(H):
-                score[i, j, h] = q[i, :, h] @ edge.keys[i, j] / D**0.5
+                score[i, j, h] = q[i, h] @ edge.keys[i, j] / D**0.5
                 for l in range(1, L_MAX + 1 if has_tensors else 0):
                     look = Q[i, l**2 - 1 : (l + 1) ** 2 - 1, h] @ Y[i, j, l**2 : (l + 1) ** 2]
                     score[i, j, h] += edge.direction_keys[i, j, l - 1, h] * look / (2 * l + 1) ** 0.5
@@ -155,7 +155,7 @@ def test_each_head_attends_for_its_own_group_of_channels(num_heads):
     edge = edges()._replace(direction_keys=random(N, M, L_MAX, num_heads))
     inputs = random(N, F), None, edge, envelope(), random(N, M, LM)
     values, attended, plain = module(*inputs)
-    module.query.bias.data.view(D, num_heads)[:, 0] += 1.0
+    module.query.bias.data.view(num_heads, D)[0] += 1.0
     new_values, new_attended, new_plain = module(*inputs)
     changed = (new_attended != attended).any(1).any(0)
     assert changed.tolist() == [k < K // num_heads for k in range(K)]

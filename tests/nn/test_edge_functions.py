@@ -41,9 +41,9 @@ def test_each_pair_is_computed_on_its_own():
 def test_they_are_the_formula():
     module, (basis, centre, neighbour) = functions(), inputs()
     scale, shift = (module.centre[centre] + module.neighbour[neighbour]).split(7, dim=-1)
-    x = torch.einsum("nmr,rw->nmw", basis, module.basis_in.weight) * (1 + scale) + shift
-    x = x * torch.sigmoid(x) @ module.hidden.weight
-    out = x * torch.sigmoid(x) @ module.out.weight
+    x = module.basis_in(basis) * (1 + scale) + shift
+    x = module.hidden(x * torch.sigmoid(x))
+    out = module.out(x * torch.sigmoid(x))
     torch.testing.assert_close(torch.cat([part.flatten(2) for part in module(basis, centre, neighbour)], dim=-1), out, atol=1e-13, rtol=0)
 
 

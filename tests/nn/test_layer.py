@@ -6,7 +6,6 @@ import torch
 from flashace.graph import build_graph
 from flashace.model import AttentionACE, ModelConfig
 from flashace.nn.layer import FeedForward, Layer
-from flashace.nn.linear import Linear, TensorLinear
 
 EXACT = 1e-10
 N, M = 3, 6
@@ -98,25 +97,3 @@ def rms_of_the_state(depth, atoms):
         layer.register_forward_hook(lambda module, inputs, output: states.append(output))
     model(build_graph(atoms, 5.0))
     return [float(x.detach().square().mean() ** 0.5) for x in states[-1]]
-
-
-# Linear maps
-
-
-def test_linear_maps_keep_the_scale():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        x = torch.randn(500, 300)
-        assert Linear(300, 400)(x).std().item() == pytest.approx(1.0, abs=0.05)
-        t = torch.randn(100, 9, 50)
-        assert TensorLinear(50, 80, 2)(t).std().item() == pytest.approx(1.0, abs=0.05)
-
-
-def test_linear_is_affine_and_tensor_linear_mixes_channels_only():
-    module = Linear(3, 2, bias=True).double()
-    x = torch.randn(4, 3).double()
-    torch.testing.assert_close(module(x), x @ module.weight + module.bias)
-    tensor = TensorLinear(3, 5, 2, first=1).double()
-    t = torch.randn(4, 8, 3).double()
-    for rows, weight in ((slice(0, 3), tensor.weights[0]), (slice(3, 8), tensor.weights[1])):
-        torch.testing.assert_close(tensor(t)[:, rows], torch.einsum("nmk,kc->nmc", t[:, rows], weight))

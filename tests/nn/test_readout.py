@@ -10,7 +10,7 @@ def test_readout_is_the_formula():
         torch.manual_seed(0)
         readout, s = Readout(6, width=4).double(), torch.randn(5, 6).double()
         torch.nn.init.normal_(readout.hidden.bias)
-    x = s @ readout.hidden.weight + readout.hidden.bias
-    expected = s @ readout.linear.weight + (x * torch.sigmoid(x)) @ readout.out.weight
+    x = readout.hidden(s)
+    expected = readout.linear(s) + readout.out(x * torch.sigmoid(x))
     torch.testing.assert_close(readout(s), expected[:, 0], atol=1e-14, rtol=0)
     torch.testing.assert_close(readout(s[2:3]), expected[2:3, 0], atol=1e-14, rtol=0)

@@ -1,0 +1,263 @@
+"""The loop: it learns, it can be repeated, stopped at any moment and continued as if nothing had happened."""
+
+import csv
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from ase.io import write
+
+from flashace.model_file import load_model, read_header
+from flashace.train import loop
+from flashace.train.step import TrainStep
+
+SAME = 1e-9  # relative; the same float64 arithmetic at another place in memory
+
+
+@pytest.fixture
+def fit(flashace, write_yaml, data_file, tmp_path, monkeypatch):
+    """fit(name, …options): the result of a tiny fit into the folder `name`; it is repeatable (AdamW), and draws no pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop.report, "learning_curve", lambda *arguments: None)
+    monkeypatch.setattr(loop.report, "parity", lambda *arguments: None)
+
+    def run(name, *arguments, **options):
+        options = {"optimizer": "adamw", "data": [str(data_file)], **options}
+        path = write_yaml(tmp_path / f"{name}.yaml", **options)
+        return flashace("fit", "-c", path, "-o", name, *arguments)
+
+    return run
+
+
+def weights(folder):
+    return {name: p for name, p in load_model(folder / "model.pt", torch.float64).named_parameters()}
+
+
+def same_weights(one, other):
+    one, other = weights(one), weights(other)
+    return all((p - other[name]).abs().max() <= SAME * p.abs().max() for name, p in one.items())
+
+
+def rows(folder):
+    return list(csv.DictReader((folder / "metrics.csv").open()))
+
+
+def signal_at(monkeypatch, steps, signum=signal.SIGINT):
+    """Ctrl-C arrives in the middle of these steps of the fit, counted from 1."""
+    plain, count = TrainStep.__call__, iter(range(1, 10**6))
+
+    def call(self, *arguments):
+        terms = plain(self, *arguments)
+        if next(count) in steps:
+            signal.raise_signal(signum)
+        return terms
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+
+
+# Learning
+
+
+def test_a_fit_learns(fit, tmp_path):
+    """Forces of Lennard-Jones to a tenth of their size, within seconds."""
+    assert fit("run", optimizer="muon", epochs=60, learning_rate=0.02).exit_code == 0
+    errors = read_header(tmp_path / "run/model.pt")["provenance"]["errors"]["train"][-1]
+    forces_unit = float(read_header(tmp_path / "run/model.pt")["scale"]) * 1e3
+    assert errors["forces_rmse"] < 0.1 * forces_unit
+
+
+def test_metrics_are_numbers_that_belong_together(fit, tmp_path):
+    fit("run", epochs=40)  # 3 steps an epoch: a row after 34 and at the end
+    found = rows(tmp_path / "run")
+    assert [float(row["epoch"]) for row in found] == [34, 40]
+    for row in found:
+        assert all(np.isfinite(float(value)) for value in row.values() if value), row
+        assert float(row["train_forces_rmse"]) > 0
+        assert float(row["valid_forces_rmse"]) >= float(row["valid_forces_mae"])
+    assert float(found[-1]["learning_rate"]) < float(found[0]["learning_rate"])
+    last = read_header(tmp_path / "run/model.pt")["provenance"]["errors"]["validation"][-1]
+    assert min(float(row["valid_forces_rmse"]) for row in found) == pytest.approx(last["forces_rmse"], rel=0.5)
+
+
+def test_max_time_ends_the_fit_and_its_schedule(fit, tmp_path):
+    assert fit("run", epochs=None, max_time=0.03, learning_rate=1e-3, dtype="float32").exit_code == 0
+    assert float(rows(tmp_path / "run")[-1]["learning_rate"]) < 2e-4
+
+
+def test_labels_that_are_missing_are_left_out(fit, make_frames, tmp_path):
+    frames = make_frames()
+    for i, atoms in enumerate(frames):
+        if i % 3:
+            atoms.calc.results.pop("stress")
+        if i % 4 == 1:
+            atoms.calc.results.pop("forces")
+        if i % 5 == 2:
+            atoms.calc.results.pop("energy")
+    write(tmp_path / "holes.extxyz", frames)
+    result = fit("run", data=[str(tmp_path / "holes.extxyz")])
+    assert result.exit_code == 0
+    assert all(p.isfinite().all() for p in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_molecules_without_a_cell_are_fitted(fit, make_frames, tmp_path, dtype):
+    frames = make_frames()
+    for atoms in frames:
+        atoms.calc.results.pop("stress")
+        atoms.pbc, atoms.cell = False, None
+    write(tmp_path / "m.extxyz", frames)
+    assert fit("run", data=[str(tmp_path / "m.extxyz")], dtype=dtype).exit_code == 0
+    one = weights(tmp_path / "run")
+    assert all(p.isfinite().all() for p in one.values())
+    assert np.isfinite(read_header(tmp_path / "run/model.pt")["provenance"]["errors"]["train"][-1]["forces_rmse"])
+    assert fit("longer", data=[str(tmp_path / "m.extxyz")], dtype=dtype, epochs=6).exit_code == 0
+    assert any((p != weights(tmp_path / "longer")[name]).any() for name, p in one.items())
+
+
+# Repeating
+
+
+def test_the_same_seed_gives_the_same_model(fit, tmp_path):
+    fit("one", seed=1), fit("two", seed=1), fit("three", seed=2)
+    assert same_weights(tmp_path / "one", tmp_path / "two")
+    assert not same_weights(tmp_path / "one", tmp_path / "three")
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_continued_is_never_stopped(fit, flashace, tmp_path, monkeypatch, step, signum):
+    """Three steps an epoch: the signal comes within the first, at the end of an epoch, and after it."""
+    options = {"epochs": 3, "checkpoint_interval": 2}
+    assert fit("whole", **options).exit_code == 0
+    with monkeypatch.context() as patch:
+        signal_at(patch, {step}, signum)
+        stopped = fit("parts", **options)
+    assert stopped.exit_code == 130
+    assert not (tmp_path / "parts/model.pt").exists()
+    assert "flashace fit --resume parts" in stopped.output
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    assert handlers == [signal.default_int_handler, signal.SIG_DFL]
+    resumed = flashace("fit", "--resume", "parts")
+    assert resumed.exit_code == 0, resumed.output
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert [row["epoch"] for row in rows(tmp_path / "parts")] == [row["epoch"] for row in rows(tmp_path / "whole")]
+
+
+def test_stopped_again_and_again(fit, flashace, tmp_path, monkeypatch):
+    fit("whole", epochs=3)
+    for attempt in range(9):
+        with monkeypatch.context() as patch:
+            signal_at(patch, {2})
+            result = fit("parts", epochs=3) if attempt == 0 else flashace("fit", "--resume", "parts")
+        if result.exit_code == 0:
+            break
+    assert attempt in (4, 5)  # nine steps, two at a time
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_second_signal_ends_at_once(fit, tmp_path, monkeypatch):
+    plain = TrainStep.__call__
+
+    def call(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+    assert fit("run").exit_code != 0
+    assert not (tmp_path / "run/model.pt").exists()
+
+
+def test_muon_goes_on_too(fit, flashace, tmp_path, monkeypatch):
+    fit("whole", optimizer="muon", epochs=3)
+    with monkeypatch.context() as patch:
+        signal_at(patch, {4})
+        fit("parts", optimizer="muon", epochs=3)
+    flashace("fit", "--resume", "parts")
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all((p - other[name]).abs().max() <= 1e-6 * p.abs().max() for name, p in one.items())
+
+
+def test_a_finished_fit_can_be_resumed_and_stays_as_it_is(fit, flashace, tmp_path):
+    fit("run")
+    before = weights(tmp_path / "run")
+    assert flashace("fit", "--resume", "run").exit_code == 0
+    assert all(torch.equal(p, before[name]) for name, p in weights(tmp_path / "run").items())
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(fit, flashace, tmp_path, monkeypatch):
+    """The message names a folder, and a cluster's scratch disk is not the place where a run ends its days."""
+    with monkeypatch.context() as patch:
+        signal_at(patch, {2})
+        fit("run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    result = flashace("fit", "--resume", "moved")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "moved/model.pt").is_file()
+    assert not (tmp_path / "run").exists()
+
+
+def test_after_a_crash_the_metrics_have_no_row_twice(fit, flashace, tmp_path, monkeypatch):
+    """A fit killed after its last checkpoint has written rows that the resumed fit writes again."""
+    monkeypatch.setattr(loop.Trainer, "_valid_is_due", lambda self: True)
+    fit("run", epochs=2, checkpoint_interval=1)
+    checkpoint = (tmp_path / "run/checkpoints/last.pt").read_bytes()
+    kept = rows(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    plain, validations = loop.Trainer._validate, iter(range(1, 10))
+
+    def crash(self):
+        if next(validations) == 3:
+            raise MemoryError
+        return plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_validate", crash)
+        with pytest.raises(MemoryError):
+            fit("run", epochs=4, checkpoint_interval=1)
+        assert [row["epoch"] for row in rows(tmp_path / "run")] == [row["epoch"] for row in kept]
+    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert state["position"] == [2, 0]
+    assert checkpoint
+    shutil.copy(tmp_path / "run/checkpoints/last.pt", tmp_path / "second.pt")
+    flashace("fit", "--resume", "run")
+    (tmp_path / "second.pt").replace(tmp_path / "run/checkpoints/last.pt")
+    flashace("fit", "--resume", "run")
+    epochs = [float(row["epoch"]) for row in rows(tmp_path / "run")]
+    assert epochs == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_other_data_is_not_continued(fit, flashace, make_frames, tmp_path, monkeypatch):
+    write(tmp_path / "d.extxyz", make_frames())
+    with monkeypatch.context() as patch:
+        signal_at(patch, {2})
+        fit("run", data=["d.extxyz"])
+    write(tmp_path / "d.extxyz", make_frames(seed=5))
+    result = flashace("fit", "--resume", "run")
+    assert result.exit_code == 1
+    assert "the training frames are not those of the interrupted fit" in result.output
+
+
+def test_another_model_is_not_continued(fit, flashace, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signal_at(patch, {2})
+        fit("run")
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace("hidden_dim: 16", "hidden_dim: 32"))
+    result = flashace("fit", "--resume", "run")
+    assert result.exit_code == 1
+    assert "the checkpoint does not fit this model" in result.output
+
+
+def test_weights_that_are_not_finite_never_become_the_model(fit, tmp_path):
+    """A fit that diverges says so, or keeps the best weights that it had."""
+    result = fit("run", learning_rate=1e30, dtype="float32", epochs=4)
+    if result.exit_code == 0:
+        assert all(p.isfinite().all() for p in weights(tmp_path / "run").values())
+    else:
+        assert result.output.splitlines()[-1].startswith("Error: ")

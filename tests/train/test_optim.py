@@ -1,0 +1,123 @@
+"""Optimizers, schedule and the average of the weights."""
+
+import pytest
+import torch
+from torch.optim import AdamW
+
+from flashace.train.config import TrainConfig
+from flashace.train.muon import Muon
+from flashace.train.optim import learning_rate_factor, loss_weights, make_average, make_optimizers
+
+MODELS = [{}, {"radial_basis_type": "gaussian", "radial_trainable": True}, {"num_layers": 3, "correlation": 1, "num_heads": 1}]
+
+
+def parameters_of(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_every_parameter_belongs_to_exactly_one_optimizer(make_model, optimizer, options):
+    model = make_model(**options)
+    taken = [id(p) for o in make_optimizers(model, TrainConfig(optimizer=optimizer)) for p in parameters_of(o)]
+    assert sorted(taken) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_muon_has_the_matrices_inside_the_layers_and_adamw_the_rest(make_model):
+    model = make_model(radial_trainable=True)
+    adamw, muon = make_optimizers(model, TrainConfig(optimizer="muon"))
+    assert (type(adamw), type(muon)) == (AdamW, Muon)
+    names = {id(p): name for name, p in model.named_parameters()}
+    matrices, rest = ({names[id(p)] for p in parameters_of(o)} for o in (muon, adamw))
+    assert all(name.startswith("layers.") for name in matrices)
+    assert all(min(model.get_parameter(name).shape[-2:]) > 1 for name in matrices)
+    for part in ("attention.query.weight", "edge_functions.out.weight", "feed_forward.out.weight", "mix_basis.weights.0"):
+        assert f"layers.1.{part}" in matrices
+    for name in ("embedding", "radial_basis.raw_spacing", "readouts.0.hidden.weight", "layers.0.edge_functions.centre"):
+        assert name in rest
+    for part in ("scale_scalars", "attention.query.bias", "product.contractions.0.weight"):
+        assert f"layers.0.{part}" in rest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_step_moves_every_parameter_against_its_gradient(make_model, optimizer, dtype):
+    model = make_model(dtype=dtype)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, dtype=dtype, generator=torch.Generator().manual_seed(p.numel()))
+    for o in make_optimizers(model, TrainConfig(optimizer=optimizer, learning_rate=1e-2)):
+        o.step()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            assert ((before[name] - p.detach()) * p.grad).sum() > 0, name
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.5])
+def test_the_schedule_rises_falls_and_ends(warmup):
+    t = torch.linspace(0, 1, 2001).tolist()
+    factors = [learning_rate_factor(p, warmup) for p in t]
+    assert all(0 < f <= 1 for f in factors)
+    assert max(factors) == pytest.approx(1.0, abs=1e-3)
+    peak = factors.index(max(factors))
+    assert t[peak] == pytest.approx(warmup, abs=1e-3)
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[-1] < 0.02
+    if warmup:
+        assert factors[0] < 0.05
+    jumps = [abs(a - b) for a, b in zip(factors, factors[1:], strict=False)]
+    assert max(jumps) < 0.06
+
+
+def test_the_last_stage_weighs_the_energy_more():
+    config = TrainConfig(energy_weight=2.0, forces_weight=3.0, stress_weight=4.0, last_stage=0.25, last_energy_weight=50.0)
+    for progress, energy in ((0.0, 2.0), (0.74, 2.0), (0.76, 50.0), (1.0, 50.0)):
+        assert loss_weights(progress, config).tolist() == [energy, 3.0, 4.0]
+    never = TrainConfig(energy_weight=2.0, last_stage=0.0, last_energy_weight=50.0)
+    assert loss_weights(0.999, never)[0] == 2.0
+
+
+# The average
+
+
+def test_the_average_of_what_does_not_move_is_itself(make_model):
+    model = make_model()
+    average = make_average(model, 0.99)
+    for _ in range(5):
+        average.update_parameters(model)
+    for name, p in average.module.named_parameters():
+        torch.testing.assert_close(p, model.get_parameter(name), rtol=0, atol=1e-15)
+
+
+def test_the_average_lies_between_and_is_not_the_model(make_model):
+    """A convex mean of what it has seen; young ones forget their start."""
+    model = make_model(num_layers=1)
+    average = make_average(model, 0.999)
+    start = model.embedding.detach().clone()
+    seen = []
+    for step in range(1, 41):
+        model.embedding.data.copy_(start + step)
+        average.update_parameters(model)
+        seen.append((average.module.embedding - start).mean().item())
+    assert seen == sorted(seen)
+    assert all(0 < mean <= step for step, mean in enumerate(seen, start=1))
+    assert 20 < seen[-1] < 40
+    assert (model.embedding == start + 40).all()
+
+
+def test_no_decay_is_no_average(make_model):
+    model = make_model()
+    average = make_average(model, 0.0)
+    for step in range(3):
+        model.embedding.data.fill_(float(step))
+        average.update_parameters(model)
+    assert (average.module.embedding == 2.0).all()
+
+
+def test_the_average_keeps_reference_energies_and_precision(make_model):
+    model = make_model(dtype=torch.float32)
+    average = make_average(model, 0.9)
+    average.update_parameters(model)
+    assert average.module.atomic_energies.dtype == torch.float64
+    assert (average.module.atomic_energies == model.atomic_energies).all()

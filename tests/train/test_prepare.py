@@ -1,0 +1,160 @@
+"""What a fit decides by itself, and where its model starts."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+
+from flashace.errors import FlashACEError
+from flashace.graph import build_graph
+from flashace.train.config import make_config
+from flashace.train.data import Labelled
+from flashace.train.prepare import build_graphs, make_model, prepare, start_readouts
+
+
+@pytest.fixture
+def prepared(tiny_fit, data_file):
+    return lambda **options: prepare(make_config({**tiny_fit, "data": [str(data_file)], **options}))
+
+
+def atom(symbol, energy):
+    atoms = Atoms(symbol, info={"config_type": "IsolatedAtom"})
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
+    return atoms
+
+
+def test_open_choices_are_filled_in(prepared, data_file):
+    settled = prepared(batch_size=None, epochs=None).config.train
+    assert settled.batch_size >= 1
+    assert settled.epochs >= 1
+    assert settled.output == "runs/sic"
+    by_time = prepared(epochs=None, max_time=2.0).config.train
+    assert (by_time.epochs, by_time.max_time) == (None, 2.0)
+
+
+def test_every_decision_is_told(prepared):
+    decisions = dict(prepared(max_time=3.0).decisions())
+    assert decisions["elements"] == "C, Si"
+    assert "11 training and 1 validation" in decisions["split"]
+    assert decisions["cutoff"] == "3 Å"
+    assert decisions["batch size"] == "4 frames"
+    assert decisions["length"] == "2 epochs, at most 3 minutes"
+    assert "least squares" in decisions["reference energies"]
+    assert "cpu, float64" in decisions["device, dtype"]
+
+
+def test_preparing_and_building_leave_random_state_alone(prepared):
+    state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    p = prepared()
+    make_model(p, build_graphs(p.train, 3.0))
+    assert (torch.random.get_rng_state() == state).all()
+    assert (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_the_seed_draws_the_weights_and_the_split(prepared):
+    def weights(seed):
+        p = prepared(seed=seed)
+        return make_model(p, build_graphs(p.train, 3.0)).embedding, [f.origin for f in p.valid]
+
+    one, again, other = weights(3), weights(3), weights(5)
+    assert torch.equal(one[0], again[0])
+    assert one[1] == again[1]
+    assert not torch.equal(one[0], other[0])
+    assert one[1] != other[1]
+
+
+# Reference energies
+
+
+def test_isolated_atoms_of_the_data_are_the_zero(prepared, data_file, tmp_path):
+    write(tmp_path / "d.extxyz", [*read(data_file, ":"), atom("Si", -5.25), atom("C", -7.5)])
+    p = prepared(data=[str(tmp_path / "d.extxyz")])
+    assert p.references.values == {"C": -7.5, "Si": -5.25}
+    assert p.references.origin == "from isolated atoms in the data"
+    assert len(p.train) + len(p.valid) == 12
+    assert make_model(p, build_graphs(p.train, 3.0)).e0 == {"C": -7.5, "Si": -5.25}
+
+
+def test_isolated_atoms_of_a_file_come_first(prepared, data_file, tmp_path):
+    write(tmp_path / "d.extxyz", [*read(data_file, ":"), atom("Si", -1.0), atom("C", -1.0)])
+    lone = [atom("C", -7.5), atom("Si", -5.25), Atoms("C2", [(0, 0, 0), (0, 0, 1.4)])]
+    for atoms in lone[:2]:
+        atoms.info.clear()
+    write(tmp_path / "atoms.extxyz", lone)
+    p = prepared(data=[str(tmp_path / "d.extxyz")], isolated_atoms=str(tmp_path / "atoms.extxyz"))
+    assert p.references.values == {"C": -7.5, "Si": -5.25}
+    assert p.references.origin == f"from {tmp_path / 'atoms.extxyz'}"
+
+
+def test_energies_of_the_options_are_taken(prepared):
+    p = prepared(atomic_energies={"Si": -5.0, "C": -7.0})
+    assert p.references.values == {"C": -7.0, "Si": -5.0}
+    assert p.references.origin == "from atomic_energies"
+
+
+def test_an_energy_that_nothing_reads_is_an_error(prepared):
+    """A slip of the pen in a symbol must not go unnoticed."""
+    with pytest.raises(FlashACEError, match="Sj"):
+        prepared(atomic_energies={"Si": -5.0, "C": -7.0, "Sj": -3.0})
+
+
+ERRORS = {
+    "two ways": ({"atomic_energies": {"Si": 1.0, "C": 1.0}, "isolated_atoms": "a.extxyz"}, "contradict each other|no such file"),
+    "half of the elements": ({"atomic_energies": {"Si": 1.0}}, r"atomic energies .*C missing"),
+    "no data": ({"data": []}, "data: expected at least one file"),
+    "missing file": ({"data": ["no.extxyz"]}, "no.extxyz: expected a file of structures, found no such file"),
+    "key": ({"energy_key": "dft"}, "expected energy under the key 'dft', but no frame has it"),
+    "device": ({"device": "gpu"}, "device: expected auto, cpu"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_cannot_be_fitted_says_why(prepared, case):
+    options, message = ERRORS[case]
+    with pytest.raises(FlashACEError, match=message):
+        prepared(**options)
+
+
+def test_elements_of_validation_alone_are_an_error(prepared, data_file, tmp_path):
+    odd = read(data_file, 0)
+    odd.numbers[0] = 32
+    odd.calc = SinglePointCalculator(odd, energy=-1.0, forces=np.zeros((2, 3)))
+    write(tmp_path / "v.extxyz", odd)
+    with pytest.raises(FlashACEError, match="Ge"):
+        prepared(valid=[str(tmp_path / "v.extxyz")])
+
+
+# Where the model starts
+
+
+def energy_errors(model, graphs, frames):
+    return np.array([(model(g).sum().item() - f.energy) / len(f.atoms) for g, f in zip(graphs, frames, strict=True)])
+
+
+def test_readouts_start_near_the_energies(prepared):
+    p = prepared(atomic_energies={"Si": 0.0, "C": 0.0})
+    graphs = build_graphs(p.train, 3.0)
+    model = make_model(p, graphs)
+    before = energy_errors(model, graphs, p.train)
+    start_readouts(model, graphs, p.train)
+    after = energy_errors(model, graphs, p.train)
+    assert np.abs(before).mean() > 5
+    assert np.abs(after).mean() < 0.5
+    lone = model(build_graph(Atoms("Si"), 3.0))
+    assert lone.item() == 0.0
+
+
+CASES = {"no energies": {"energy": None}, "no neighbours": {"symbols": "Si"}}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_readouts_start_where_there_is_nothing_to_start_from(make_model, case):
+    """No energy in the training part, or nobody within the cutoff: the model stays usable, nothing crashes."""
+    options = {"energy": -3.0, "symbols": "SiC", **CASES[case]}
+    atoms = Atoms(options["symbols"], positions=2.0 * np.arange(len(Atoms(options["symbols"])))[:, None] * np.ones(3) / 3**0.5)
+    frames = [Labelled(atoms, options["energy"], np.zeros((len(atoms), 3)), None, "", "x#0")] * 2
+    model, graphs = make_model(), [build_graph(atoms, 4.0)] * 2
+    start_readouts(model, graphs, frames)
+    assert all(p.isfinite().all() for p in model.parameters())

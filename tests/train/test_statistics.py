@@ -1,0 +1,73 @@
+"""What is read off the training frames before a fit."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from flashace.errors import FlashACEError
+from flashace.graph import build_graph
+from flashace.train.data import Labelled
+from flashace.train.statistics import avg_num_neighbors, elements_of, loss_units, reference_energies
+
+
+def frame(symbols, energy=None, forces=None, stress=None):
+    atoms = Atoms(symbols, positions=2.0 * np.arange(len(Atoms(symbols)))[:, None] * np.ones(3))
+    return Labelled(atoms, energy, forces, stress, "", "x#0")
+
+
+def test_elements_stand_in_the_order_of_the_table():
+    assert elements_of([frame("SiC"), frame("OH"), frame("C")]) == ["H", "C", "O", "Si"]
+
+
+def test_least_squares_finds_energies_that_are_sums():
+    true = {"H": -13.6, "C": -1029.0, "O": -2041.3}
+    frames = [frame(f, sum(true[s] for s in Atoms(f).symbols)) for f in ("CH4", "CO2", "H2O", "CH3OH")]
+    found = reference_energies([*frames, frame("C2H6")], {}, "")
+    assert found.values == pytest.approx(true, abs=1e-9)
+    assert "least squares over 4 frames" in found.origin
+    assert "rank 3 of 3" in found.origin
+
+
+def test_one_composition_gives_the_smallest_solution_and_says_so():
+    found = reference_energies([frame("SiC", -12.0), frame("Si2C2", -24.2)], {}, "")
+    assert found.values["Si"] == pytest.approx(found.values["C"])
+    assert sum(found.values.values()) == pytest.approx(-12.09, abs=0.02)
+    assert "rank 1 of 2" in found.origin
+    assert "smallest solution" in found.origin
+
+
+def test_given_energies_are_taken_as_they_are():
+    found = reference_energies([frame("SiC", -12.0)], {"Si": -5, "C": -7.0, "H": 3.0}, "from the isolated atoms")
+    assert found.values == {"C": -7.0, "Si": -5.0}
+    assert list(found.values) == ["C", "Si"]
+    assert found.origin == "from the isolated atoms"
+
+
+def test_half_of_the_energies_is_an_error():
+    with pytest.raises(FlashACEError, match=r"atomic energies \(the YAML\): expected one for each of H, C, O, Si, H, O missing; add them"):
+        reference_energies([frame("SiC", -12.0), frame("OH", -1.0)], {"Si": -5.0, "C": -7.0}, "the YAML")
+
+
+def test_units_are_root_mean_squares_of_the_labels_that_are_there():
+    rng = np.random.default_rng(0)
+    forces, stress = rng.normal(size=(2, 2, 3)), 0.1 * rng.normal(size=(3, 3))
+    units = loss_units([frame("SiC", 1.0, forces[0], stress), frame("SiC", None, forces[1]), frame("C", -3.0)])
+    assert units.forces == pytest.approx(np.sqrt(np.mean(forces**2)))
+    assert units.stress == pytest.approx(np.sqrt(np.mean(stress**2)))
+    doubled = loss_units([frame("SiC", 1.0, 2 * forces[0], 2 * stress), frame("SiC", None, 2 * forces[1])])
+    for name in ("energy", "forces", "stress"):
+        assert getattr(doubled, name) == pytest.approx(2 * getattr(units, name))
+
+
+def test_perfect_crystals_do_not_divide_by_zero():
+    units = loss_units([frame("SiC", 1.0, np.zeros((2, 3)), np.zeros((3, 3)))])
+    assert min(units.energy, units.forces, units.stress) > 0
+    units = loss_units([frame("SiC", 1.0)])
+    assert min(units.energy, units.forces, units.stress) > 0
+
+
+def test_neighbours_are_counted_per_atom(structure):
+    graphs = [build_graph(structure("crystal"), 2.5), build_graph(structure("atom"), 2.5)]
+    assert avg_num_neighbors(graphs[:1]) == 4.0
+    assert avg_num_neighbors(graphs) == pytest.approx(32 / 9)
+    assert avg_num_neighbors(graphs[1:]) == 1.0

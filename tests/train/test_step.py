@@ -1,0 +1,124 @@
+"""The training step: gradients against an independent backward pass, plain, traced and compiled."""
+
+import numpy as np
+import pytest
+import torch
+
+from flashace.derivatives import predict
+from flashace.graph import build_graph
+from flashace.train.data import Labelled
+from flashace.train.loss import collate, loss_terms, make_item
+from flashace.train.statistics import LossUnits
+from flashace.train.step import TrainStep, _flatten
+
+UNITS = LossUnits(energy=0.1, forces=2.0, stress=0.05)
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+EXACT = 1e-10  # of the largest component
+BATCHES = {
+    "mixed": ["crystal", "molecule", "slab in vacuum", "wire"],
+    "one structure": ["crystal"],
+    "one atom": ["atom"],
+    "atoms alone": ["atom", "atom", "atom"],
+    "crystals": ["primitive", "sheared", "one atom per cell"],
+}
+SMALLEST = {"num_layers": 2, "hidden_dim": 8, "num_channels": 2, "key_dim": 2, "edge_hidden_dim": 6, "num_radial": 3, "l_max": 1}
+
+
+def make_batch(structure, names, dtype=torch.float64):
+    rng, items = np.random.default_rng(0), []
+    for name in names:
+        atoms = structure(name)
+        stress = np.eye(3) * 0.1 if atoms.cell.rank == 3 else None
+        frame = Labelled(atoms, -6.0 * len(atoms), rng.normal(size=(len(atoms), 3)), stress, "", "x#0")
+        items.append(make_item(build_graph(atoms, 4.0), frame, dtype))
+    return collate(items)
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def close(one, other):
+    largest = max(float(g.abs().max()) for g in other.values())
+    assert one.keys() == other.keys()
+    for name, g in one.items():
+        torch.testing.assert_close(g, other[name], rtol=0, atol=EXACT * max(largest, 1.0), msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_the_plain_step_is_the_backward_pass_of_the_loss(make_model, structure, name):
+    model, batch = make_model(radial_trainable=True), make_batch(structure, BATCHES[name])
+    terms = TrainStep(model, UNITS, compiled=False)(batch, WEIGHTS)
+    found = gradients(model)
+    model.zero_grad()
+    expected = loss_terms(predict(model, batch.graph, torch.float64, create_graph=True), batch, UNITS)
+    (WEIGHTS * expected).sum().backward()
+    torch.testing.assert_close(terms, expected.detach())
+    assert all(g.isfinite().all() for g in found.values())
+    close(found, {n: torch.zeros_like(found[n]) if p.grad is None else p.grad for n, p in model.named_parameters()})
+
+
+def test_gradients_are_central_differences(make_model, structure):
+    model, batch = make_model(), make_batch(structure, BATCHES["mixed"])
+    step = TrainStep(model, UNITS, compiled=False)
+    step(batch, WEIGHTS)
+    slopes = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    for name in ("embedding", "layers.1.attention.query.weight", "layers.0.edge_functions.out.weight", "readouts.1.hidden.bias"):
+        p = model.get_parameter(name)
+        direction = torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(0))
+        values = []
+        for h in (1e-5, -1e-5):
+            p.data.add_(h * direction)
+            values.append((WEIGHTS * step(batch, WEIGHTS)).sum())
+            p.data.sub_(h * direction)
+        difference = ((values[0] - values[1]) / 2e-5).item()
+        assert (slopes[name] * direction).sum().item() == pytest.approx(difference, rel=1e-5, abs=1e-6)
+
+
+def test_steps_add_up_until_they_are_taken(make_model, structure):
+    model = make_model()
+    step = TrainStep(model, UNITS, compiled=False)
+    step(make_batch(structure, ["crystal"]), WEIGHTS)
+    once = {name: g.clone() for name, g in gradients(model).items()}
+    step(make_batch(structure, ["crystal"]), WEIGHTS)
+    close(gradients(model), {name: 2 * g for name, g in once.items()})
+
+
+def test_fixed_parameters_get_no_gradient(make_model, structure):
+    model = make_model(radial_trainable=False)
+    TrainStep(model, UNITS, compiled=False)(make_batch(structure, ["crystal"]), WEIGHTS)
+    assert model.radial_basis.raw_spacing.grad is None
+
+
+@pytest.mark.slow
+def test_the_traced_step_is_the_plain_step(make_model, structure):
+    """One trace with symbolic sizes, for batches of all sizes; tracing itself leaves no mark."""
+    model = make_model(**SMALLEST)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = torch.random.get_rng_state()
+    step = TrainStep(model, UNITS, compiled=False)
+    traced = step._trace()
+    assert all((p == before[name]).all() and p.grad is None for name, p in model.named_parameters())
+    assert (torch.random.get_rng_state() == state).all()
+    for names in (BATCHES["mixed"], BATCHES["crystals"], ["molecule", "molecule in a box"]):
+        batch = make_batch(structure, names)
+        plain = step._plain(WEIGHTS, *_flatten(batch))
+        fast = traced(WEIGHTS, *_flatten(batch))
+        close(dict(enumerate(fast)), dict(enumerate(plain)))
+
+
+@pytest.mark.slow
+def test_the_compiled_step_is_the_plain_step(make_model, structure):
+    """For any sizes, those that a compiler would specialise on among them, and after the weights have moved."""
+    model = make_model(**{**SMALLEST, "num_layers": 1})
+    plain, compiled = TrainStep(model, UNITS, compiled=False), TrainStep(model, UNITS, compiled=True)
+    for _ in range(2):
+        for names in BATCHES.values():
+            batch, results = make_batch(structure, names), []
+            for step in (plain, compiled):
+                model.zero_grad()
+                terms = step(batch, WEIGHTS)
+                results.append(gradients(model) | {"terms": terms})
+            close(*results)
+        for p in model.parameters():
+            p.data.mul_(1.01)
