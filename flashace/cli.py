@@ -26,7 +26,7 @@ from flashace.train.prepare import build_graphs, prepare
 from flashace.verify import PRECISIONS, calculator_factory, law_table
 from flashace.verify import verify as verify_laws
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 
@@ -36,8 +36,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (FlashACEError, FileNotFoundError) as error:
-            raise click.ClickException(str(error)) from error
+        except (FlashACEError, OSError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
 
 
 @click.group(cls=_Group)
@@ -90,9 +90,9 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
         folder = _default_folder(prepared.config.train.data[0], overwrite) if output is None else Path(output)
         _make_room(folder, overwrite)
     if not run_fit(prepared, folder, console, resume=resume is not None, started=started):
-        console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}")
+        console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
         raise SystemExit(130)
-    console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}")
+    console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
 
 
 @main.command()
@@ -116,7 +116,7 @@ def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype:
     console.print(report.label_table(labels))
     console.print(report.error_table({"data": error_rows(frames, predictions)}))
     report.write_predictions(output, frames, predictions)
-    console.print(f"predictions  {output}")
+    console.print(f"predictions  {output}", soft_wrap=True)
 
 
 @main.command()
@@ -126,6 +126,8 @@ def info(model: str) -> None:
     header = read_header(model)
     provenance = header["provenance"]
     table = Table(show_header=False, title=str(model), title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # a hash is shown whole
     table.add_row("elements", ", ".join(header["atomic_energies"]))
     energies = ", ".join(f"{s} {e:.6f}" for s, e in header["atomic_energies"].items())
     table.add_row("reference energies", f"{energies} eV, {provenance.get('reference_energies', 'origin unknown')}")
