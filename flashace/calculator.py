@@ -25,6 +25,8 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{chosen.type} holds no numbers that can be computed with here")
     except (RuntimeError, AssertionError, TypeError) as error:
         raise FlashACEError(
             f"device: expected auto, cpu or a CUDA device of this machine, got {device!r} ({str(error).splitlines()[0]})"
@@ -61,8 +63,19 @@ class FlashACE(Calculator):
 
     def __init__(self, model: str | Path, device: str = "auto", dtype: str = "float32") -> None:
         super().__init__(model=str(model), device=device, dtype=dtype)
-        self.model = load_model(model, choose_dtype(dtype), choose_device(device))
-        self.device = self.model.embedding.device
+
+    def set(self, **parameters: Any) -> dict[str, Any]:
+        """Change `model`, `device` or `dtype`; returns what changed. Raises FlashACEError for any other name."""
+        unknown = sorted(set(parameters) - {"model", "device", "dtype"})
+        if unknown:
+            raise FlashACEError(f"parameters: expected model, device or dtype, got {', '.join(unknown)}")
+        changed = super().set(**parameters)
+        if changed:
+            p = self.parameters
+            self.model = load_model(p["model"], choose_dtype(p["dtype"]), choose_device(p["device"]))
+            self.device = self.model.embedding.device
+            self.reset()
+        return changed
 
     @property
     def r_max(self) -> float:

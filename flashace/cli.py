@@ -27,6 +27,7 @@ from flashace.verify import PRECISIONS, calculator_factory, law_table
 from flashace.verify import verify as verify_laws
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+FIT_LEAVES = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png", "checkpoints")
 CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 
@@ -52,7 +53,7 @@ def main() -> None:
 @click.option("--valid", multiple=True, help="File for validation; a part of DATA where not given.")
 @click.option("--isolated-atoms", help="File with a single-atom frame per element: reference energies.")
 @click.option("-o", "--output", help="Run folder; runs/<name of DATA> where not given.")
-@click.option("--overwrite", is_flag=True, help="Delete what the run folder holds.")
+@click.option("--overwrite", is_flag=True, help="Delete the fit that the run folder holds.")
 @click.option("--epochs", type=int, help="Passes over the data.")
 @click.option("--max-time", type=float, help="Minutes; the schedule fits itself to it.")
 @click.option("--batch-size", type=int, help="Structures per step.")
@@ -75,6 +76,8 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
         if given or config:
             raise FlashACEError(f"--resume {resume} takes its options from that folder; leave out {', '.join(given or ['config'])}")
         config = str(Path(resume) / "config.yaml")
+        if not Path(config).is_file():
+            raise FlashACEError(f"--resume {resume}: expected the run folder of an interrupted fit, found no {config}; check the path")
     prepared = prepare(_configuration(config, flags))
     console.print(report.label_table(prepared.labels))
     decisions = Table(show_header=False, title="Decisions", title_justify="left")
@@ -194,9 +197,11 @@ def _default_folder(data: str, overwrite: bool) -> Path:
 
 
 def _make_room(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and any(folder.iterdir()):
+    left = [folder / name for name in FIT_LEAVES if (folder / name).exists()]
+    if left:
         if not overwrite:
             raise FlashACEError(
                 f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, or --resume {folder}"
             )
-        shutil.rmtree(folder)
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -19,8 +19,10 @@ from flashace.nn.product import ProductBasis
 from flashace.nn.radial import BesselBasis, GaussianBasis, polynomial_envelope
 from flashace.nn.readout import Readout
 
+UNKNOWN = 2**31  # no index of anything: using it is an error
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ModelConfig:
     """What decides the shape of the model. The same names stand in the YAML file and in the model file."""
 
@@ -59,7 +61,7 @@ class AttentionACE(nn.Module):
     reference energy. `atomic_energies` maps symbols to E0 in eV and says which elements the model knows; `scale` is in eV.
     """
 
-    element_index: Tensor  # atomic number -> index among the S elements, -1 where unknown
+    element_index: Tensor  # atomic number -> index among the S elements, UNKNOWN where it is none of them
     atomic_energies: Tensor  # [S] eV
 
     def __init__(
@@ -75,7 +77,7 @@ class AttentionACE(nn.Module):
         self.scale, self.avg_num_neighbors = float(scale), float(avg_num_neighbors)
         self.e0 = {symbol: float(atomic_energies[symbol]) for symbol in sorted(atomic_energies, key=atomic_numbers.__getitem__)}
         numbers = [atomic_numbers[symbol] for symbol in self.e0]
-        element_index = torch.full((len(chemical_symbols),), -1)
+        element_index = torch.full((len(chemical_symbols),), UNKNOWN)
         element_index[numbers] = torch.arange(len(numbers))
         self.register_buffer("element_index", element_index, persistent=False)
 
@@ -109,7 +111,8 @@ class AttentionACE(nn.Module):
         energy = self._interaction(graph, element)
         alone = torch.arange(len(self.e0), device=element.device)
         own, empty = energy.split([element.shape[0], alone.shape[0]])
-        return self.atomic_energies[element] + self.scale * (own - empty[element]).double()
+        is_alone = graph.slots[:, 0] == graph.edge_vec.shape[0]  # exactly zero then: equal rows of a matrix product may round differently
+        return self.atomic_energies[element] + self.scale * torch.where(is_alone, 0.0, own - empty[element]).double()
 
     def _interaction(self, graph: Graph, element: Tensor) -> Tensor:
         """[N + S]: the summed readouts of all atoms, and of one atom without neighbours per element."""
@@ -141,7 +144,7 @@ class AttentionACE(nn.Module):
 
     def check_elements(self, numbers: Tensor) -> None:
         """Raises FlashACEError that names the elements which the model does not know."""
-        unknown = sorted({chemical_symbols[int(z)] for z in numbers if self.element_index[int(z)] < 0})
+        unknown = sorted({chemical_symbols[int(z)] for z in numbers if self.element_index[int(z)] == UNKNOWN})
         if unknown:
             raise FlashACEError(
                 f"elements: this model knows {', '.join(self.symbols)}; the structure also has {', '.join(unknown)}. "

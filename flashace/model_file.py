@@ -1,5 +1,6 @@
 """A model in, one file out, and back: tensors and JSON in safetensors' layout. Nothing in it is ever executed."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -32,6 +33,7 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
         "provenance": dict(provenance),
     }
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    header["sha256"] = _digest(header, tensors)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
     partial.replace(path)
@@ -42,7 +44,7 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str
 
     Raises FileNotFoundError, and FlashACEError for a file that is truncated, not ours, newer than this version, or does not fit itself.
     """
-    header, tensors = _read(Path(path), with_tensors=True)
+    header, tensors = _read(Path(path))
     try:
         config = ModelConfig(**header["config"])
         with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced below
@@ -57,17 +59,17 @@ def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str
 
 def read_header(path: str | Path) -> dict[str, Any]:
     """Everything in the file but the weights, and their number as `num_parameters`. Raises as `load_model` does."""
-    return _read(Path(path), with_tensors=False)[0]
+    header, tensors = _read(Path(path))
+    return header | {"num_parameters": sum(tensor.numel() for tensor in tensors.values())}
 
 
-def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"model file {path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("flashace", "null"))
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise FlashACEError(
             f"{path}: expected a FlashACE model file, but it is truncated or of another kind ({error}); copy or fit it again"
@@ -79,5 +81,15 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Any], dict[str, tor
             f"{path}: this file has format {header['format']}, and this version of FlashACE reads up to format {FORMAT}; "
             "pip install -U flashace"
         )
-    header["num_parameters"] = sum(torch.Size(shape).numel() for shape in shapes)
+    if header.pop("sha256", None) != _digest(header, tensors):
+        raise FlashACEError(f"{path}: this model file is damaged: its content is not what was written; copy or fit it again")
     return header, tensors
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the header as it reads back from JSON, and of names, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -230,7 +230,7 @@ class ShiftedLennardJones(LennardJones):
     """Lennard-Jones with the energies of `E0` for atoms alone, so that reference energies matter."""
 
     def __init__(self) -> None:
-        super().__init__(sigma=1.7, epsilon=0.6, rc=4.0, smooth=True, ro=3.0)
+        super().__init__(sigma=1.7, epsilon=0.3, rc=4.0, smooth=True, ro=3.0)
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
         super().calculate(atoms, ["energy", "forces", "stress"], system_changes)
@@ -244,9 +244,9 @@ def labelled_frames(num_frames: int = 12, seed: int = 0) -> list[Atoms]:
     rng = np.random.default_rng(seed)
     frames = []
     for i in range(num_frames):
-        atoms = bulk("SiC", "zincblende", a=4.1)
+        atoms = bulk("SiC", "zincblende", a=4.4)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(scale=0.02, size=(3, 3))), scale_atoms=True)
-        atoms.positions += rng.normal(scale=0.08, size=(2, 3))
+        atoms.positions += rng.normal(scale=0.06, size=(2, 3))
         calculator = ShiftedLennardJones()
         calculator.calculate(atoms)
         atoms.calc = SinglePointCalculator(atoms, **{name: calculator.results[name] for name in ("energy", "forces", "stress")})

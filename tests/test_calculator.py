@@ -262,7 +262,7 @@ def test_positions_that_are_not_finite_are_named(calculator, structure):
     atoms.get_potential_energy()
     atoms.positions[3, 1] = np.nan
     for _ in range(2):  # and nothing old is handed out
-        with pytest.raises(FlashACEError, match="positions: expected finite numbers, got .* at atom 3"):
+        with pytest.raises(FlashACEError, match=r"positions: expected finite numbers, got .* at atom 3"):
             atoms.get_potential_energy()
 
 
@@ -293,7 +293,7 @@ def test_a_model_that_overflows_fails_as_ase_expects(make_model, structure, tmp_
     save_model(tmp_path / "inf.pt", model, {})
     atoms = structure("crystal")
     atoms.calc = FlashACE(tmp_path / "inf.pt")
-    with pytest.raises(CalculationFailed, match="energy, .*: expected finite numbers, got NaN or infinity"):
+    with pytest.raises(CalculationFailed, match=r"energy, .*: expected finite numbers, got NaN or infinity"):
         atoms.get_potential_energy()
 
 

@@ -14,7 +14,7 @@ from flashace.errors import FlashACEError
 from flashace.model import ModelConfig
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class TrainConfig:
     """Everything about a fit but the shape of the model."""
 
@@ -44,7 +44,7 @@ class TrainConfig:
     stress_weight: float = Field(1.0, ge=0, description="weight of the stress in the loss")
     last_stage: float = Field(0.25, ge=0, lt=1, description="last part of the fit, with a heavier energy")
     last_energy_weight: float = Field(10.0, ge=0, description="energy_weight in the last stage")
-    compile: Literal["auto", "yes", "no"] = Field("auto", description="compile the training step; auto: when it pays")
+    compile: Literal["auto"] | bool = Field("auto", description="compile the training step: true, false, or auto, when it pays")
     checkpoint_interval: int = Field(10, ge=1, description="epochs between checkpoints")
 
 
@@ -98,7 +98,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise FlashACEError(f"--config {path}: no such file")
     try:
         options = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FlashACEError(f"{path}: expected YAML, got {error}") from error
     if not isinstance(options, dict | None):
         raise FlashACEError(f"{path}: expected `name: value` lines, got a {type(options).__name__}")

@@ -53,10 +53,10 @@ class Trainer:
         start_readouts(self.model, self.train_graphs, prepared.train)
         self.average = make_average(self.model, self.config.ema_decay)
         self.optimizers = make_optimizers(self.model, self.config)
-        self.step = TrainStep(self.model, prepared.units, compiled=self.config.compile == "yes")
+        self.step = TrainStep(self.model, prepared.units, compiled=self.config.compile is True)
         self.batches_per_epoch = math.ceil(len(self.items) / int(self.config.batch_size or 1))
         self.epoch, self.position, self.elapsed = 0, 0, 0.0
-        self.sums = torch.zeros(3, dtype=torch.float64)
+        self.sums = torch.zeros(4, dtype=torch.float64)  # of the loss terms since the last validation, and their number
         self.best_score, self.best = math.inf, self._averaged_weights()
         self.spent_before = 0.0  # s on training in earlier sessions of this run
         self.clock: float | None = None  # when the first step of this session was done
@@ -116,7 +116,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         self.average.update_parameters(self.model)
-        self.sums += torch.tensor([*terms.tolist()], dtype=torch.float64)
+        self.sums += torch.tensor([*terms.tolist(), 1.0], dtype=torch.float64)
         self.position += 1
         seconds = time.monotonic() - begin
         if self.clock is None:
@@ -154,8 +154,7 @@ class Trainer:
         score = self._score(errors)
         if score < self.best_score:
             self.best_score, self.best = score, self._averaged_weights()
-        interval = math.ceil(100 / self.batches_per_epoch) * self.batches_per_epoch
-        mean = (self.sums / max(min(interval, self._steps()), 1)).tolist()
+        mean = (self.sums[:3] / self.sums[3].clamp(min=1.0)).tolist()
         self.sums.zero_()
         weights = loss_weights(self.progress(), self.config).tolist()
         units = asdict(self.prepared.units)

@@ -97,7 +97,14 @@ def build_graphs(frames: Sequence[Labelled], r_max: float, advance: Callable[[in
 
 
 def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
-    """The untrained model; the seed of the configuration draws its weights and leaves torch's own random state alone."""
+    """The untrained model; the seed of the configuration draws its weights and leaves torch's own random state alone.
+
+    Raises FlashACEError where no atom has a neighbour.
+    """
+    if not any(graph.edge_vec.shape[0] for graph in graphs):
+        raise FlashACEError(
+            f"r_max={prepared.config.model.r_max:g} Å: no atom of the training frames has a neighbour within it; raise --r-max"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(prepared.config.train.seed)
         model = AttentionACE(
@@ -162,6 +169,8 @@ def start_readouts(model: AttentionACE, graphs: Sequence[Graph], frames: Sequenc
             targets.append(missing / n / model.scale)
     for hook in hooks:
         hook.remove()
+    if not any(feature.any() for feature in features):
+        return
     X, y = torch.stack(features).cpu(), torch.tensor(targets, dtype=torch.float64)
     gram = X @ X.T
     weights = X.T @ torch.linalg.solve(gram + RIDGE * gram.trace() / len(y) * torch.eye(len(y), dtype=torch.float64), y)

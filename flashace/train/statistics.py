@@ -39,6 +39,9 @@ def reference_energies(frames: Sequence[Labelled], given: Mapping[str, float], o
     Where the frames cannot tell elements apart (all of one composition, say), the solution with the smallest energies is taken, and
     `origin` says so. Raises FlashACEError where some elements have a given energy and others do not.
     """
+    unknown = [symbol for symbol in given if symbol not in chemical_symbols]
+    if unknown:
+        raise FlashACEError(f"atomic energies ({origin}): expected symbols of elements, got {', '.join(unknown)}; correct them")
     elements = elements_of(frames)
     missing = [symbol for symbol in elements if symbol not in given]
     if given and missing:

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from flashace.derivatives import predict
 from flashace.graph import Graph
-from flashace.model import AttentionACE
+from flashace.model import UNKNOWN, AttentionACE
 from flashace.train.loss import Batch, loss_terms
 from flashace.train.statistics import LossUnits
 
@@ -79,7 +79,7 @@ def _example(model: AttentionACE) -> Batch:
     some = torch.Generator().manual_seed(0)
     graph = Graph(
         positions=torch.rand(N, 3, generator=some, dtype=torch.float64),
-        numbers=torch.full((N,), int((model.element_index >= 0).nonzero()[0])),
+        numbers=torch.full((N,), int((model.element_index != UNKNOWN).nonzero()[0])),
         cell=torch.eye(3, dtype=torch.float64).repeat(B, 1, 1),
         structure=torch.arange(N) % B,
         edge_index=torch.arange(2 * E).reshape(2, E) % N,

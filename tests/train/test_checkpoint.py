@@ -38,7 +38,7 @@ FOREIGN = {"empty": b"", "text": b"text", "trap": pickle.dumps(Trap(), 2), "no p
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_what_is_no_checkpoint_is_refused(tmp_path, kind):
     (tmp_path / "last.pt").write_bytes(FOREIGN[kind])
-    with pytest.raises(FlashACEError, match="last.pt: this checkpoint cannot be read"):
+    with pytest.raises(FlashACEError, match=r"last\.pt: this checkpoint cannot be read"):
         load_checkpoint(tmp_path / "last.pt")
 
 

@@ -20,7 +20,6 @@ EVERYTHING = {
     "epochs": 7,
     "max_time": 2.5,
     "batch_size": 4,
-    "compile": "no",
     "dtype": "float64",
     "hidden_dim": 24,
     "num_channels": 8,
@@ -35,7 +34,7 @@ def test_yaml_comes_back_as_it_was(tmp_path):
     for options in ({}, EVERYTHING):
         config = make_config(options)
         write_config(tmp_path / "config.yaml", config)
-        assert load_config(tmp_path / "config.yaml", {}) == config
+        assert load_config(tmp_path / "config.yaml", {"output": options.get("output")}) == config  # it runs into a new folder
         for name, value in options.items():
             found = getattr(config.train, name, getattr(config.model, name, None))
             assert (list(found) if isinstance(found, tuple) else found) == value
@@ -91,7 +90,6 @@ def test_an_unknown_key_far_from_all_shows_them_all():
         ({"num_heads": 3, "num_channels": 8}, "num_channels=8 must be a multiple of num_heads=3"),
         ({"learning_rate": float("nan")}, "`learning_rate`: .*got nan"),
         ({"learning_rate": float("inf")}, "`learning_rate`: .*got inf"),
-        ({"atomic_energies": {"Sj": 1.0}}, "Sj"),
     ],
     ids=str,
 )
@@ -133,14 +131,14 @@ def test_what_is_not_yaml_says_so(tmp_path, text, message):
 
 def test_a_file_in_another_encoding_says_so(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"output: \xff\xfe")
-    with pytest.raises(FlashACEError, match="c.yaml: expected YAML"):
+    with pytest.raises(FlashACEError, match=r"c\.yaml: expected YAML"):
         load_config(tmp_path / "c.yaml", {})
 
 
 def test_an_empty_file_is_the_defaults_and_a_missing_one_an_error(tmp_path):
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert load_config(tmp_path / "c.yaml", {}) == make_config({})
-    with pytest.raises(FlashACEError, match="no.yaml: no such file"):
+    with pytest.raises(FlashACEError, match=r"no\.yaml: no such file"):
         load_config(tmp_path / "no.yaml", {})
 
 

@@ -1,14 +1,17 @@
 """The loop: it learns, it can be repeated, stopped at any moment and continued as if nothing had happened."""
 
 import csv
+import itertools
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from ase.io import write
 
+from flashace import cli
 from flashace.model_file import load_model, read_header
 from flashace.train import loop
 from flashace.train.step import TrainStep
@@ -32,7 +35,7 @@ def fit(flashace, write_yaml, data_file, tmp_path, monkeypatch):
 
 
 def weights(folder):
-    return {name: p for name, p in load_model(folder / "model.pt", torch.float64).named_parameters()}
+    return dict(load_model(folder / "model.pt", torch.float64).named_parameters())
 
 
 def same_weights(one, other):
@@ -81,9 +84,17 @@ def test_metrics_are_numbers_that_belong_together(fit, tmp_path):
     assert min(float(row["valid_forces_rmse"]) for row in found) == pytest.approx(last["forces_rmse"], rel=0.5)
 
 
-def test_max_time_ends_the_fit_and_its_schedule(fit, tmp_path):
-    assert fit("run", epochs=None, max_time=0.03, learning_rate=1e-3, dtype="float32").exit_code == 0
-    assert float(rows(tmp_path / "run")[-1]["learning_rate"]) < 2e-4
+def test_max_time_ends_the_fit_and_its_schedule(fit, tmp_path, monkeypatch):
+    """With a clock of our own, which moves by 10 ms whenever it is looked at."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.01 * next(ticks))
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(cli, "time", clock)
+    assert fit("run", epochs=None, max_time=0.05, learning_rate=1e-3, dtype="float32").exit_code == 0
+    assert 2.5 < clock.monotonic() < 3.5
+    last = rows(tmp_path / "run")[-1]
+    assert float(last["epoch"]) > 5
+    assert float(last["learning_rate"]) < 2e-4
 
 
 def test_labels_that_are_missing_are_left_out(fit, make_frames, tmp_path):

@@ -1,5 +1,7 @@
 """Optimizers, schedule and the average of the weights."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.optim import AdamW
@@ -66,7 +68,7 @@ def test_the_schedule_rises_falls_and_ends(warmup):
     assert factors[-1] < 0.02
     if warmup:
         assert factors[0] < 0.05
-    jumps = [abs(a - b) for a, b in zip(factors, factors[1:], strict=False)]
+    jumps = [abs(a - b) for a, b in pairwise(factors)]
     assert max(jumps) < 0.06
 
 

@@ -110,7 +110,7 @@ def test_the_traced_step_is_the_plain_step(make_model, structure):
 @pytest.mark.slow
 def test_the_compiled_step_is_the_plain_step(make_model, structure):
     """For any sizes, those that a compiler would specialise on among them, and after the weights have moved."""
-    model = make_model(**{**SMALLEST, "num_layers": 1})
+    model = make_model(**{**SMALLEST, "num_layers": 1, "correlation": 1})
     plain, compiled = TrainStep(model, UNITS, compiled=False), TrainStep(model, UNITS, compiled=True)
     for _ in range(2):
         for names in BATCHES.values():
