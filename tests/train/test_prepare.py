@@ -11,7 +11,8 @@ from flashace.errors import FlashACEError
 from flashace.graph import build_graph
 from flashace.train.config import make_config
 from flashace.train.data import Labelled
-from flashace.train.prepare import build_graphs, make_model, prepare, start_readouts
+from flashace.train.neighbors import build_graphs
+from flashace.train.prepare import make_model, prepare, start_readouts
 
 
 @pytest.fixture
