@@ -91,7 +91,7 @@ def read_start(path: Path, tell: Callable[[str], Any] = lambda message: None) ->
         state = load_checkpoint(path)
     else:
         model = load_model(path, torch.float64)
-        weights = dict(model.named_parameters())
+        weights: dict[str, torch.Tensor] = {**dict(model.named_parameters())}
         return Start(path, describe(model), weights, weights, "", None)
     if "weights" not in state:
         raise FlashACEError(f"{path}: expected a checkpoint of FlashACE, got a file of another program")
