@@ -10,7 +10,6 @@ import csv
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from multiprocessing import get_context
@@ -110,9 +109,8 @@ def start(*arguments: object) -> BaseProcess:
 
 def _fit(arguments: tuple[str, ...]) -> None:
     report.learning_curve = report.parity = lambda *_: None  # pictures take longer than this fit
-    sys.stdout = Path(os.devnull).open("w")
-    cli.console.file = sys.stdout
-    cli.main(["fit", *arguments])
+    with Path(os.devnull).open("w") as cli.console.file:
+        cli.main(["fit", *arguments])
 
 
 def finish(*arguments: object) -> None:

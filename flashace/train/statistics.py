@@ -58,7 +58,7 @@ def _solved(elements: list[str], frames: Sequence[Labelled]) -> ReferenceEnergie
     origin = f"least squares over {len(frames)} frames, rank {rank} of {len(elements)}"
     mixed = [", ".join(group) for group in indistinct_elements(counts, elements)]
     if mixed:
-        origin += f"; these compositions cannot tell apart {' nor '.join(mixed)}: of all solutions the smallest is taken"
+        origin += f"; these compositions cannot tell apart {' nor '.join(mixed)}, so the smallest solution is taken"
     digits = 9  # neV: what LAPACK leaves behind that depends on where arrays lie in memory
     return ReferenceEnergies({symbol: round(float(energy), digits) for symbol, energy in zip(elements, solution, strict=True)}, origin)
 
