@@ -22,7 +22,8 @@ from flashace.train.config import FitConfig, load_config
 from flashace.train.data import LabelKeys, read_labelled
 from flashace.train.evaluate import error_rows, predict_graphs
 from flashace.train.loop import fit as run_fit
-from flashace.train.prepare import build_graphs, prepare
+from flashace.train.neighbors import build_graphs
+from flashace.train.prepare import prepare
 from flashace.verify import PRECISIONS, calculator_factory, law_table
 from flashace.verify import verify as verify_laws
 
@@ -67,6 +68,18 @@ def main() -> None:
 @click.option("--stress-key", help="Name of the stress or virial in DATA.")
 @click.option("--dry-run", is_flag=True, help="Show the decisions and stop.")
 @click.option("--resume", type=click.Path(), help="Run folder of an interrupted fit: go on where it stopped.")
+@click.option("--resume-from", help="Checkpoint, run folder or model file: start from its weights and reference energies.")
+@click.option("--resume-load-optimizer", is_flag=True, default=None, help="Also from there: the state of the optimizer.")
+@click.option(
+    "--resume-load-scheduler", is_flag=True, default=None, help="Also from there: epoch, learning rate, best score, random states."
+)
+@click.option("--resume-load-scaler", is_flag=True, default=None, help="Also from there: the state of the gradient scaler.")
+@click.option("--checkpoint-interval", type=int, help="Epochs between checkpoints.")
+@click.option("--checkpoint-dir", help="Folder for checkpoints, inside the run folder unless absolute.")
+@click.option("--keep-checkpoints", type=int, help="How many of the newest to keep; the best is kept too.")
+@click.option("--energy-shift-per-atom", type=float, help="One reference energy in eV for all elements.")
+@click.option("--solve-atomic-energies", is_flag=True, default=None, help="Reference energies by least squares, whatever else there is.")
+@click.option("--precompute-neighbors/--no-precompute-neighbors", default=None, help="Neighbour lists once, or again for every batch.")
 def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, **flags: Any) -> None:
     """Fit a model to labelled structures (any format that ASE reads)."""
     started = time.monotonic()
@@ -77,8 +90,9 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
             raise FlashACEError(f"--resume {resume} takes its options from that folder; leave out {', '.join(given or ['config'])}")
         config = str(Path(resume) / "config.yaml")
         if not Path(config).is_file():
-            raise FlashACEError(f"--resume {resume}: expected the run folder of an interrupted fit, found no {config}; check the path")
-    prepared = prepare(_configuration(config, flags))
+            raise FlashACEError(f"--resume {resume}: expected the folder of a run, found no {config}; name one, or start the fit anew")
+    folder = None if resume is None else Path(resume)
+    prepared = prepare(_configuration(config, flags), folder, lambda message: console.print(message, soft_wrap=True))
     console.print(report.label_table(prepared.labels))
     decisions = Table(show_header=False, title="Decisions", title_justify="left")
     for row in prepared.decisions():
@@ -87,9 +101,7 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     if dry_run:
         return
     output = prepared.config.train.output
-    if resume is not None:
-        folder = Path(resume)
-    else:
+    if folder is None:
         folder = _default_folder(prepared.config.train.data[0], overwrite) if output is None else Path(output)
         _make_room(folder, overwrite)
     if not run_fit(prepared, folder, console, resume=resume is not None, started=started):

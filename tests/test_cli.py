@@ -47,7 +47,8 @@ def one_line_error(result, *parts):
 def test_a_fit_leaves_what_it_says(run_folder):
     files = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
     assert files == {
-        "model.pt", "config.yaml", "metrics.csv", "learning_curve.png", "parity.png", "checkpoints/last.pt", "output.txt",
+        "model.pt", "config.yaml", "metrics.csv", "learning_curve.png", "parity.png", "checkpoints/best.pt", "checkpoints/step-000000006.pt",
+        "output.txt",
     }  # fmt: skip
     for picture in ("learning_curve.png", "parity.png"):
         assert (run_folder / picture).read_bytes()[:4] == b"\x89PNG"
@@ -373,7 +374,7 @@ def test_a_signal_stops_the_program_and_resume_goes_on(write_yaml, data_file, si
     write_yaml(Path("c.yaml"), epochs=100, checkpoint_interval=1)
     program = start("fit", data_file, "-c", "c.yaml", "-o", "run")
     deadline = time.monotonic() + 100
-    while not Path("run/checkpoints/last.pt").exists() and program.poll() is None and time.monotonic() < deadline:
+    while not list(Path("run/checkpoints").glob("step-*.pt")) and program.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     program.send_signal(signum)
     output, _ = program.communicate(timeout=60)

@@ -1,5 +1,8 @@
 """Vectors in, real spherical harmonics of their directions out, in e3nn's order, signs and `component` normalisation."""
 
+import math
+from fractions import Fraction
+
 import torch
 from e3nn import o3
 from torch import Tensor, nn
@@ -39,4 +42,10 @@ def _coefficients(l: int) -> Tensor:
     points = torch.randn(64 * (l + 1), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     points = points / points.norm(dim=-1, keepdim=True)
     target = o3.spherical_harmonics(l, points, normalize=False, normalization="component")
-    return torch.linalg.lstsq(_monomials(points, l), target).solution
+    return torch.linalg.lstsq(_monomials(points, l), target).solution.apply_(_exact)
+
+
+def _exact(coefficient: float) -> float:
+    """The nearest number whose square is a simple fraction, as it is for every harmonic. The last bits of a solver depend on where its
+    arrays happen to lie in memory, and two runs of one fit would differ by them."""
+    return math.copysign(math.sqrt(Fraction(coefficient**2).limit_denominator(2**12)), coefficient) + 0.0

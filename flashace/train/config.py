@@ -23,6 +23,8 @@ class TrainConfig:
     valid_fraction: float = Field(0.1, gt=0, lt=1, description="part of `data` kept for validation")
     isolated_atoms: str | None = Field(None, description="file with one single-atom frame per element, for E0")
     atomic_energies: dict[str, float] | None = Field(None, description="E0 per element in eV")
+    energy_shift_per_atom: float | None = Field(None, description="one E0 in eV for all elements")
+    solve_atomic_energies: bool = Field(False, description="E0 by least squares, even if the data has isolated atoms")
     energy_key: str | None = Field(None, description="name of the energy; found by itself where not given")
     forces_key: str | None = Field(None, description="name of the forces; found by itself where not given")
     stress_key: str | None = Field(None, description="name of the stress or virial; found by itself where not given")
@@ -45,7 +47,15 @@ class TrainConfig:
     last_stage: float = Field(0.25, ge=0, lt=1, description="last part of the fit, with a heavier energy")
     last_energy_weight: float = Field(10.0, ge=0, description="energy_weight in the last stage")
     compile: Literal["auto"] | bool = Field("auto", description="compile the training step: true, false, or auto, when it pays")
+    precompute_neighbors: bool = Field(True, description="build neighbour lists once; false: again for every batch, to save memory")
     checkpoint_interval: int = Field(10, ge=1, description="epochs between checkpoints")
+    checkpoint_dir: str = Field("checkpoints", description="folder for them; inside the run folder unless absolute")
+    keep_checkpoints: int = Field(3, ge=1, description="so many of the newest are kept, and the best")
+    resume_from: str | None = Field(None, description="checkpoint, run folder or model file to start from: its weights")
+    resume_load_optimizer: bool = Field(False, description="also the state of the optimizer")
+    resume_load_scheduler: bool = Field(False, description="also epoch, learning rate, best score and random states")
+    resume_load_scaler: bool = Field(False, description="also the state of the gradient scaler")
+    use_checkpoint_energy_shift: bool = Field(True, description="with resume_from: E0 of the checkpoint, not of this data")
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,9 @@ def write_config(path: Path, config: FitConfig) -> None:
     options = asdict(config.train) | asdict(config.model)
     del options["output"]  # so that it runs as it stands, into a new folder
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    path.write_text(yaml.safe_dump({name: v for name, v in plain.items() if v is not None}, sort_keys=False))
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(yaml.safe_dump({name: v for name, v in plain.items() if v is not None}, sort_keys=False))
+    partial.replace(path)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

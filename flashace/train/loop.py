@@ -18,17 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flashace.errors import FlashACEError
+from flashace.graph import Graph
 from flashace.model import AttentionACE
 from flashace.model_file import save_model
 from flashace.train import report
-from flashace.train.checkpoint import load_checkpoint, save_checkpoint
+from flashace.train.checkpoint import BEST, Start, checkpoint_name, checkpoints_in, describe, keep_newest, save_checkpoint
 from flashace.train.config import write_config
-from flashace.train.data import LABELS, content_hash
+from flashace.train.data import LABELS, Labelled, content_hash
 from flashace.train.evaluate import error_rows, predict_graphs
-from flashace.train.loss import collate, make_item
+from flashace.train.loss import Batch, collate, make_item
 from flashace.train.metrics import UNITS
+from flashace.train.neighbors import MadeOnDemand, build_graphs, fresh_graphs
 from flashace.train.optim import learning_rate_factor, loss_weights, make_average, make_optimizers
-from flashace.train.prepare import Prepared, build_graphs, make_model, start_readouts
+from flashace.train.prepare import Prepared, make_model, start_readouts
 from flashace.train.step import TrainStep
 
 COMPILE_PAYS = 12 * 60  # s of plain training above which compiling is worth its one to three minutes
@@ -42,17 +44,15 @@ class Trainer:
         self.prepared, self.console, self.started = prepared, console, started
         self.config = prepared.config.train
         self.folder = folder
-        with _bar(console) as bar:
-            task = bar.add_task("neighbour lists", total=len(prepared.train) + len(prepared.valid))
-            r_max = prepared.config.model.r_max
-            self.train_graphs, self.valid_graphs = (
-                build_graphs(frames, r_max, lambda n: bar.advance(task, n)) for frames in (prepared.train, prepared.valid)
-            )
-        self.items = [make_item(g, f, prepared.dtype) for g, f in zip(self.train_graphs, prepared.train, strict=True)]
+        self.checkpoints = folder / self.config.checkpoint_dir
+        self.train_graphs, self.valid_graphs = self._graphs(prepared.train, prepared.valid)
+        self.items = self._items()
         self.model = make_model(prepared, self.train_graphs)
-        start_readouts(self.model, self.train_graphs, prepared.train)
+        if prepared.start is None:
+            start_readouts(self.model, self.train_graphs, prepared.train)
         self.average = make_average(self.model, self.config.ema_decay)
         self.optimizers = make_optimizers(self.model, self.config)
+        self.scaler: torch.amp.GradScaler | None = None
         self.step = TrainStep(self.model, prepared.units, compiled=self.config.compile is True)
         self.batches_per_epoch = math.ceil(len(self.items) / int(self.config.batch_size or 1))
         self.epoch, self.position, self.elapsed = 0, 0, 0.0
@@ -60,11 +60,30 @@ class Trainer:
         self.best_score, self.best = math.inf, self._averaged_weights()
         self.spent_before = 0.0  # s on training in earlier sessions of this run
         self.clock: float | None = None  # when the first step of this session was done
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv
+        self.may_compile = self.config.compile == "auto"
+        if prepared.start is not None:
+            self._resume(prepared.start)
 
     @property
     def averaged(self) -> AttentionACE:
         """The model with averaged weights."""
         return cast(AttentionACE, self.average.module)
+
+    def _graphs(self, *sets: Sequence[Labelled]) -> list[Sequence[Graph]]:
+        r_max = self.prepared.config.model.r_max
+        if not self.config.precompute_neighbors:
+            return [fresh_graphs(frames, r_max) for frames in sets]
+        with _bar(self.console) as bar:
+            task = bar.add_task("neighbour lists", total=sum(map(len, sets)))
+            return [build_graphs(frames, r_max, lambda n: bar.advance(task, n)) for frames in sets]
+
+    def _items(self) -> Sequence[Batch]:
+        def make(i: int) -> Batch:
+            return make_item(self.train_graphs[i], self.prepared.train[i], self.prepared.dtype)
+
+        items = MadeOnDemand(make, len(self.prepared.train))
+        return list(items) if self.config.precompute_neighbors else items
 
     # The loop
 
@@ -76,10 +95,9 @@ class Trainer:
                 self._run_epoch(stop, lambda: bar.update(task, completed=round(1000 * self.progress())))
                 if self._valid_is_due():
                     bar.update(task, description=self._validate())
-                if self.epoch % self.config.checkpoint_interval == 0:
+                if self.position == 0 and self.epoch % self.config.checkpoint_interval == 0:
                     self.save()
-        if stop:
-            self.save()
+        self.save()
         return not stop
 
     def progress(self) -> float:
@@ -129,7 +147,7 @@ class Trainer:
         steps = self.batches_per_epoch * self.config.epochs if self.config.epochs else math.inf
         ahead = min(steps * seconds, (self.config.max_time or math.inf) * 60)
         compiler = self.prepared.device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
-        if self.config.compile == "auto" and ahead > COMPILE_PAYS and compiler:
+        if self.may_compile and ahead > COMPILE_PAYS and compiler:
             self.console.print("compiling the training step: one to three minutes, once")
             self.step.compiled = True
             weights = loss_weights(0.0, self.config).to(self.prepared.device, self.prepared.dtype)
@@ -152,7 +170,8 @@ class Trainer:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
         errors = error_rows(self.prepared.valid, predict_graphs(self.averaged, self.valid_graphs))[-1]
         score = self._score(errors)
-        if score < self.best_score:
+        better = score < self.best_score
+        if better:
             self.best_score, self.best = score, self._averaged_weights()
         mean = (self.sums[:3] / self.sums[3].clamp(min=1.0)).tolist()
         self.sums.zero_()
@@ -166,7 +185,10 @@ class Trainer:
             **{f"train_{label}_rmse": 1e3 * units[label] * m**0.5 for label, m in zip(LABELS, mean, strict=True)},
             **{f"valid_{name}": value for name, value in errors.items() if name not in ("config_type", "frames")},
         }
-        self._append(row)
+        self.rows.append(row)
+        self.write_metrics()
+        if better:
+            save_checkpoint(self.checkpoints / BEST, self._state())
         text = f"epoch {row['epoch']:g}  loss {row['loss']:.3g}  validation: " + _rmse_text(errors)
         if not self.console.is_terminal:
             ahead = self.elapsed / 60 * (1 / max(self.progress(), 1e-3) - 1)
@@ -182,14 +204,18 @@ class Trainer:
         rmse = [(errors[f"{label}_rmse"] or 0.0) / 1e3 / units[label] for label in LABELS]
         return sum(w * r**2 for w, r in zip(weights, rmse, strict=True))
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def write_metrics(self) -> None:
+        """metrics.csv, whole: after a restart it has the rows up to the checkpoint and no others."""
         path = self.folder / "metrics.csv"
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        if not self.rows:
+            path.unlink(missing_ok=True)
+            return
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.rows[0])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        partial.replace(path)
 
     # Saving
 
@@ -197,45 +223,89 @@ class Trainer:
         return {name: p.detach().clone() for name, p in self.averaged.named_parameters()}
 
     def save(self) -> None:
-        """Write checkpoints/last.pt: everything that `resume` needs."""
-        state = {
-            "model": dict(self.model.named_parameters()),
-            "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "position": [self.epoch, self.position],
-            "elapsed": self.elapsed,
-            "sums": self.sums,
-            "best_score": self.best_score,
-            "best": self.best,
-            "data": content_hash(self.prepared.train),
-            "compiled": self.step.compiled,
-        }
-        save_checkpoint(self.folder / "checkpoints" / "last.pt", state)
+        """Write a checkpoint, and delete those that are not to be kept."""
+        save_checkpoint(self.checkpoints / checkpoint_name(self._steps()), self._state())
+        keep_newest(self.checkpoints, self.config.keep_checkpoints)
 
-    def resume(self) -> None:
-        """Go on from checkpoints/last.pt. Raises FlashACEError where data or sizes are others than at its writing."""
-        state = load_checkpoint(self.folder / "checkpoints" / "last.pt")
-        if state["data"] != content_hash(self.prepared.train):
+    def _state(self) -> dict[str, Any]:
+        """Everything that a fit needs to go on as if nothing had happened."""
+        return {
+            "model": describe(self.model),
+            "reference_energies": self.prepared.references.origin,
+            "weights": dict(self.model.named_parameters()),
+            "average": dict(self.averaged.named_parameters()),
+            "averaged_steps": int(self.average.n_averaged),
+            "optimizers": {type(optimizer).__name__: optimizer.state_dict()["state"] for optimizer in self.optimizers},
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "schedule": {
+                "order": self._order(),
+                "epoch": self.epoch,
+                "position": self.position,
+                "elapsed": self.elapsed,
+                "sums": self.sums,
+                "best_score": self.best_score,
+                "best": self.best,
+                "rows": self.rows,
+                "compiled": self.step.compiled,
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+
+    def _order(self) -> dict[str, Any]:
+        """What decides which frames the next step meets."""
+        t = self.config
+        return {"training frames": content_hash(self.prepared.train), "batch_size": t.batch_size, "seed": t.seed}
+
+    def _resume(self, start: Start) -> None:
+        """The averaged weights come back (the model has its own), and whatever of the rest is asked for."""
+        self.averaged.load_state_dict(start.average, strict=True)
+        self.best = self._averaged_weights()
+        t, state = self.config, start.state
+        asked = [name for name in ("resume_load_optimizer", "resume_load_scheduler", "resume_load_scaler") if getattr(t, name)]
+        if state is None:
+            if asked:
+                raise FlashACEError(f"{start.path}: a model file holds weights only; leave out {', '.join(asked)}, or name a checkpoint")
+            return
+        self.average.n_averaged.fill_(state["averaged_steps"])
+        if t.resume_load_optimizer:
+            self._resume_optimizers(start.path, state["optimizers"])
+        if t.resume_load_scheduler:
+            self._resume_schedule(start.path, state["schedule"])
+        if t.resume_load_scaler and self.scaler is not None and state["scaler"] is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _resume_optimizers(self, path: Path, saved: dict[str, Any]) -> None:
+        """Momenta; learning rate, decay and the like are those of the options."""
+        mine = {type(optimizer).__name__: optimizer for optimizer in self.optimizers}
+        if saved.keys() != mine.keys():
             raise FlashACEError(
-                f"{self.folder}: the training frames are not those of the interrupted fit; put the same data there, or fit anew"
+                f"{path}: expected the state of {' and '.join(mine)}, got {' and '.join(saved)}; "
+                "choose the same `optimizer`, or leave out resume_load_optimizer"
             )
-        try:
-            self.model.load_state_dict(state["model"], strict=True)
-            self.average.load_state_dict(state["average"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-        except (RuntimeError, ValueError) as error:
-            raise FlashACEError(f"{self.folder}: the checkpoint does not fit this model ({error})") from error
-        self.epoch, self.position = state["position"]
-        self.elapsed = self.spent_before = state["elapsed"]
-        self.sums, self.best_score, self.best = state["sums"], state["best_score"], state["best"]
-        self.step.compiled = state["compiled"]
+        for name, optimizer in mine.items():
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved[name]})
+
+    def _resume_schedule(self, path: Path, saved: dict[str, Any]) -> None:
+        for name, value in self._order().items():
+            if value != saved["order"][name]:
+                raise FlashACEError(
+                    f"{path}: {name}: {saved['order'][name]} there and {value} here, so this is not the interrupted fit; "
+                    "use the same, or leave out resume_load_scheduler"
+                )
+        self.epoch, self.position = saved["epoch"], saved["position"]
+        self.elapsed = self.spent_before = saved["elapsed"]
+        self.sums, self.best_score, self.rows = saved["sums"], saved["best_score"], saved["rows"]
+        self.best = {name: weight.to(self.prepared.device) for name, weight in saved["best"].items()}
+        self.step.compiled, self.may_compile = saved["compiled"], False
+        torch.set_rng_state(saved["random"])
+        if saved["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["random_cuda"])
 
     def finish(self) -> None:
         """The best averaged weights as model.pt, the closing table, the pictures."""
         model = self.averaged
         model.load_state_dict(self.best, strict=True)
-        self.save()
         rows, predictions = {}, {}
         sets = {
             "train": (self.prepared.train, self.train_graphs),
@@ -270,14 +340,18 @@ class Trainer:
 
 
 def fit(prepared: Prepared, folder: Path, console: Console, resume: bool = False, started: float | None = None) -> bool:
-    """Fit and leave a run `folder`; False where the fit was interrupted and can be resumed."""
+    """Fit and leave a run `folder`; False where the fit was interrupted and can be resumed.
+
+    With `resume` it goes on in a folder that exists. Raises FlashACEError where the folder for checkpoints holds those of another fit.
+    """
     trainer = Trainer(prepared, folder, console, time.monotonic() if started is None else started)
-    if resume:
-        trainer.resume()
-    else:
-        trainer.folder.mkdir(parents=True, exist_ok=True)
-        write_config(trainer.folder / "config.yaml", prepared.config)
-    console.print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; run folder {trainer.folder}")
+    if not resume:
+        if checkpoints_in(trainer.checkpoints):
+            raise FlashACEError(f"checkpoint_dir: {trainer.checkpoints} holds checkpoints of another fit; name another folder or empty it")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder / "config.yaml", prepared.config)
+    trainer.write_metrics()
+    console.print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; run folder {folder}")
     if not trainer.run():
         return False
     trainer.finish()

@@ -1,7 +1,8 @@
 """Configuration in; frames, graphs, an untrained model and every decision that a fit makes by itself out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 
 from flashace.calculator import choose_device, choose_dtype
 from flashace.errors import FlashACEError
-from flashace.graph import Graph, build_graph
+from flashace.graph import Graph
 from flashace.model import AttentionACE
 from flashace.nn.readout import Readout
 from flashace.train import statistics
-from flashace.train.config import FitConfig
+from flashace.train.checkpoint import Start, checkpoints_in, read_start
+from flashace.train.config import FitConfig, load_config
 from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, read_labelled, split
 from flashace.train.metrics import UNITS
 
@@ -34,6 +36,7 @@ class Prepared:
     units: statistics.LossUnits
     device: torch.device
     dtype: torch.dtype
+    start: Start | None = None
 
     def decisions(self) -> list[tuple[str, str]]:
         """(what, decision) in the order in which they were made."""
@@ -43,7 +46,9 @@ class Prepared:
         length = f"{t.max_time:g} minutes" if t.epochs is None else f"{t.epochs} epochs"
         units = [f"{1e3 * getattr(self.units, name):.3g} {unit}" for name, unit in UNITS.items() if getattr(self.labels, name).used]
         length += f", at most {t.max_time:g} minutes" if t.epochs and t.max_time else ""
+        start = [] if self.start is None else [("start", self._start_in_words(self.start))]
         return [
+            *start,
             ("elements", ", ".join(self.references.values)),
             ("split", f"{len(self.train)} training and {len(self.valid)} validation frames ({share})"),
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
@@ -55,9 +60,19 @@ class Prepared:
             ("device, dtype", f"{self.device}, {t.dtype}; {torch.get_num_threads()} threads"),
         ]
 
+    def _start_in_words(self, start: Start) -> str:
+        t = self.config.train
+        parts = {"optimizer": t.resume_load_optimizer, "schedule": t.resume_load_scheduler, "gradient scaler": t.resume_load_scaler}
+        return f"{', '.join(['weights', *(name for name, loaded in parts.items() if loaded)])} of {start.path}"
 
-def prepare(config: FitConfig) -> Prepared:
-    """Read the data and settle what the user left open. Raises FlashACEError for everything that cannot be fitted."""
+
+def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str], Any] = lambda message: None) -> Prepared:
+    """Read the data and settle what the user left open. Raises FlashACEError for everything that cannot be fitted.
+
+    `restart` is the run folder of an interrupted fit that goes on: all of its newest checkpoint comes back, where it has one.
+    `tell` hears what the user should know.
+    """
+    config, start = _start(config, restart, tell)
     t = config.train
     device, dtype = choose_device(t.device), choose_dtype(t.dtype)
     if not t.data:
@@ -71,8 +86,13 @@ def prepare(config: FitConfig) -> Prepared:
         train, valid = split(frames, t.valid_fraction, t.seed)
     if not train or not valid:
         raise FlashACEError(f"expected training and validation frames, got {len(train)} and {len(valid)} (isolated atoms aside)")
-    references = statistics.reference_energies([*train, *valid], *_given_energies(config, isolated))
     _same_elements(train, valid)
+    if start is not None:
+        _check_start(start, config, statistics.elements_of([*train, *valid]))
+    if start is not None and restart is not None:
+        references = statistics.ReferenceEnergies(start.model["atomic_energies"], start.reference_energies)
+    else:
+        references = _reference_energies(config, isolated, [*train, *valid], start)
     num_atoms = float(np.mean([len(frame.atoms) for frame in train]))
     batch_size = t.batch_size or max(min(round(TYPICAL_ATOMS / num_atoms), len(train) // 10, 32), 2)
     epochs = t.epochs
@@ -84,55 +104,103 @@ def prepare(config: FitConfig) -> Prepared:
         epochs=epochs,
     )
     units = statistics.loss_units(train)
-    return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype)
+    return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype, start)
 
 
-def build_graphs(frames: Sequence[Labelled], r_max: float, advance: Callable[[int], Any] = lambda done: None) -> list[Graph]:
-    """One graph per frame; `advance` is called with 1 after each."""
-    graphs = []
-    for frame in frames:
-        graphs.append(build_graph(frame.atoms, r_max))
-        advance(1)
-    return graphs
+def _start(config: FitConfig, restart: Path | None, tell: Callable[[str], Any]) -> tuple[FitConfig, Start | None]:
+    """What `resume_from` names, or what the run to go on with has; and the options with which it comes back."""
+    t = config.train
+    if restart is not None and checkpoints_in(restart / t.checkpoint_dir):
+        t = replace(t, resume_load_optimizer=True, resume_load_scheduler=True, resume_load_scaler=True)
+        return replace(config, train=t), read_start(restart / t.checkpoint_dir, tell)
+    if restart is not None:
+        tell(f"{restart}: no checkpoint yet, so this fit starts from the beginning")
+    return config, None if t.resume_from is None else read_start(_checkpoint_place(Path(t.resume_from)), tell)
+
+
+def _checkpoint_place(path: Path) -> Path:
+    """For a run folder, the folder of its checkpoints, or its model where these were deleted."""
+    if not (path / "config.yaml").is_file():
+        return path
+    folder = path / load_config(path / "config.yaml", {}).train.checkpoint_dir
+    return folder if checkpoints_in(folder) else path / "model.pt"
+
+
+def _check_start(start: Start, config: FitConfig, elements: list[str]) -> None:
+    theirs, ours = start.model["config"], asdict(config.model)
+    other = [f"{name} {theirs.get(name)} there and {value} here" for name, value in ours.items() if theirs.get(name) != value]
+    if list(start.model["atomic_energies"]) != elements:
+        other.append(f"elements {', '.join(start.model['atomic_energies'])} there and {', '.join(elements)} here")
+    if other:
+        raise FlashACEError(f"{start.path}: expected a checkpoint of the model to be fitted, got {'; '.join(other)}")
 
 
 def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
-    """The untrained model; the seed of the configuration draws its weights and leaves torch's own random state alone.
+    """The model that training starts with, without the energies of `start_readouts`; a fit that resumes has the weights of its checkpoint.
 
+    The seed of the configuration draws the others, and torch's own random state is left alone.
     Raises FlashACEError where no atom has a neighbour.
     """
     if not any(graph.edge_vec.shape[0] for graph in graphs):
         raise FlashACEError(
             f"r_max={prepared.config.model.r_max:g} Å: no atom of the training frames has a neighbour within it; raise --r-max"
         )
+    start = prepared.start
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(prepared.config.train.seed)
         model = AttentionACE(
             prepared.config.model,
             prepared.references.values,
-            scale=prepared.units.forces,
-            avg_num_neighbors=statistics.avg_num_neighbors(graphs),
+            scale=prepared.units.forces if start is None else start.model["scale"],
+            avg_num_neighbors=statistics.avg_num_neighbors(graphs) if start is None else start.model["avg_num_neighbors"],
             dtype=prepared.dtype,
         )
+    if start is not None:
+        model.load_state_dict(start.weights, strict=True)
     return model.to(prepared.device)
 
 
-def _given_energies(config: FitConfig, isolated: dict[str, float]) -> tuple[dict[str, float], str]:
-    """Reference energies that the user gave, in one way only, and where they came from."""
-    t = config.train
-    given = {"isolated atoms in the data": isolated, "atomic_energies": t.atomic_energies or {}}
+def _reference_energies(
+    config: FitConfig, isolated: dict[str, float], frames: Sequence[Labelled], start: Start | None
+) -> statistics.ReferenceEnergies:
+    """E0 in the one way that holds; two ways that say different things are an error, and no way at all means least squares."""
+    t, elements = config.train, statistics.elements_of(frames)
+    ways: dict[str, dict[str, float]] = {}
+    if start is not None and t.use_checkpoint_energy_shift:
+        ways[f"{start.path} (use_checkpoint_energy_shift)"] = start.model["atomic_energies"]
+    if t.energy_shift_per_atom is not None:
+        ways["energy_shift_per_atom"] = dict.fromkeys(elements, t.energy_shift_per_atom)
+    if t.atomic_energies:
+        ways["atomic_energies"] = t.atomic_energies
     if t.isolated_atoms:
-        lone = [f for f in read_labelled(t.isolated_atoms, LabelKeys(t.energy_key), required=("energy",))[0] if len(f.atoms) == 1]
-        given[t.isolated_atoms] = isolated_atom_energies([replace(f, config_type="isolated_atom") for f in lone])[0]
-        if not given[t.isolated_atoms]:
-            raise FlashACEError(f"{t.isolated_atoms}: expected frames with one atom and its energy, got none")
-    found = {origin: energies for origin, energies in given.items() if energies}
-    if t.atomic_energies and t.isolated_atoms:
-        raise FlashACEError("`atomic_energies` and `isolated_atoms` contradict each other: give the reference energies in one way")
-    for origin in (t.isolated_atoms, "atomic_energies", "isolated atoms in the data"):
-        if origin in found:
-            return found[origin], f"from {origin}"
-    return {}, ""
+        ways[t.isolated_atoms] = _energies_of_file(t.isolated_atoms, t.energy_key)
+    if t.solve_atomic_energies:
+        ways["solve_atomic_energies"] = {}
+    elif isolated:
+        ways["isolated atoms in the data"] = isolated
+    first, *others = ways or {"": {}}
+    for other in others:
+        _same_energies(first, ways[first], other, ways[other])
+    return statistics.reference_energies(frames, ways.get(first, {}), f"from {first}")
+
+
+def _same_energies(one: str, energies: dict[str, float], other: str, other_energies: dict[str, float]) -> None:
+    tolerance = 1e-4  # eV; the same numbers, printed with fewer digits
+    if not energies or not other_energies:
+        raise FlashACEError(f"`{one}` and `{other}` contradict each other: give the reference energies in one way")
+    for symbol in energies.keys() & other_energies.keys():
+        if abs(energies[symbol] - other_energies[symbol]) > tolerance:
+            raise FlashACEError(
+                f"`{one}` and `{other}` contradict each other: {energies[symbol]} and {other_energies[symbol]} eV for {symbol}; "
+                "give the reference energies in one way"
+            )
+
+
+def _energies_of_file(path: str, energy_key: str | None) -> dict[str, float]:
+    lone = [f for f in read_labelled(path, LabelKeys(energy_key), required=("energy",))[0] if len(f.atoms) == 1]
+    if not lone:
+        raise FlashACEError(f"{path}: expected frames with one atom and its energy, got none")
+    return isolated_atom_energies([replace(f, config_type="isolated_atom") for f in lone])[0]
 
 
 def _same_elements(train: Sequence[Labelled], valid: Sequence[Labelled]) -> None:
@@ -150,7 +218,7 @@ def start_readouts(model: AttentionACE, graphs: Sequence[Graph], frames: Sequenc
     With true isolated-atom energies as reference, frames are bound by several eV per atom: the fit would spend its first epochs on that
     constant, with gradients far larger than any that follow.
     """
-    chosen = [(g, f) for g, f in zip(graphs, frames, strict=True) if f.energy is not None][:MAX_FRAMES_TO_START]
+    chosen = [(i, f) for i, f in enumerate(frames) if f.energy is not None][:MAX_FRAMES_TO_START]
     features, targets = [], []
     states: list[torch.Tensor] = []
     linears = [readout.linear for readout in model.readouts if isinstance(readout, Readout)]
@@ -158,8 +226,9 @@ def start_readouts(model: AttentionACE, graphs: Sequence[Graph], frames: Sequenc
     for linear in linears:
         linear.weight.data.zero_()
     with torch.no_grad():
-        for graph, frame in chosen:
+        for i, frame in chosen:
             states.clear()
+            graph = graphs[i]
             on_device = graph.with_edge_vec(graph.edge_vec.to(model.dtype)).to(model.embedding.device)
             missing = frame.energy - model(on_device).sum().item()
             element = model.element_index[on_device.numbers]

@@ -37,7 +37,7 @@ def reference_energies(frames: Sequence[Labelled], given: Mapping[str, float], o
     """The given energies, or least squares over the frames where none are given.
 
     Where the frames cannot tell elements apart (all of one composition, say), the solution with the smallest energies is taken, and
-    `origin` says so. Raises FlashACEError where some elements have a given energy and others do not.
+    `origin` says so and names them. Raises FlashACEError where some elements have a given energy and others do not.
     """
     unknown = [symbol for symbol in given if symbol not in chemical_symbols]
     if unknown:
@@ -51,13 +51,33 @@ def reference_energies(frames: Sequence[Labelled], given: Mapping[str, float], o
         )
     if given:
         return ReferenceEnergies({symbol: float(given[symbol]) for symbol in elements}, origin)
-    labelled = [frame for frame in frames if frame.energy is not None]
-    counts = np.array([[np.count_nonzero(frame.atoms.numbers == atomic_numbers[s]) for s in elements] for frame in labelled], float)
-    solution, _, rank, _ = np.linalg.lstsq(counts, np.array([frame.energy for frame in labelled]))
-    origin = f"least squares over {len(labelled)} frames, rank {rank} of {len(elements)}"
-    if rank < len(elements):
-        origin += f"; these compositions cannot tell {', '.join(elements)} fully apart, so the smallest solution is taken"
-    return ReferenceEnergies(dict(zip(elements, map(float, solution), strict=True)), origin)
+    return _solved(elements, [frame for frame in frames if frame.energy is not None])
+
+
+def _solved(elements: list[str], frames: Sequence[Labelled]) -> ReferenceEnergies:
+    counts = np.array([[np.count_nonzero(frame.atoms.numbers == atomic_numbers[s]) for s in elements] for frame in frames], float)
+    counts = counts.reshape(len(frames), len(elements))
+    solution, _, rank, _ = np.linalg.lstsq(counts, np.array([frame.energy for frame in frames]))
+    origin = f"least squares over {len(frames)} frames, rank {rank} of {len(elements)}"
+    mixed = [", ".join(group) for group in indistinct_elements(counts, elements)]
+    if mixed:
+        origin += f"; these compositions cannot tell apart {' nor '.join(mixed)}, so the smallest solution is taken"
+    digits = 9  # neV: what LAPACK leaves behind that depends on where arrays lie in memory
+    return ReferenceEnergies({symbol: round(float(energy), digits) for symbol, energy in zip(elements, solution, strict=True)}, origin)
+
+
+def indistinct_elements(counts: np.ndarray, elements: Sequence[str]) -> list[list[str]]:
+    """Groups of elements whose energies can be traded against each other without any total changing: the null space of counts
+    [frames, elements], split into the sets that it ties together."""
+    _, singular, basis = np.linalg.svd(counts, full_matrices=True)
+    rank = int((singular > 1e-9 * max(singular, default=0.0)).sum())
+    null = basis[rank:].T @ basis[rank:]
+    tied = np.abs(null) > 1e-9
+    groups: list[set[int]] = []
+    for i in np.flatnonzero(tied.diagonal()):
+        new = {i, *np.flatnonzero(tied[i])}
+        groups = [g for g in groups if not g & new] + [new.union(*(g for g in groups if g & new))]
+    return [[elements[i] for i in sorted(group)] for group in groups]
 
 
 def loss_units(frames: Sequence[Labelled]) -> LossUnits:
@@ -73,7 +93,8 @@ def loss_units(frames: Sequence[Labelled]) -> LossUnits:
 
 def avg_num_neighbors(graphs: Sequence[Graph]) -> float:
     """Neighbours per atom over all graphs, at least 1."""
-    return max(sum(g.edge_vec.shape[0] for g in graphs) / sum(g.numbers.shape[0] for g in graphs), 1.0)
+    edges, atoms = np.sum([(g.edge_vec.shape[0], g.numbers.shape[0]) for g in graphs], axis=0)
+    return max(float(edges / atoms), 1.0)
 
 
 def _rms(arrays: Sequence[np.ndarray], least: float) -> float:

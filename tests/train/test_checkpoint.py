@@ -23,7 +23,7 @@ def test_the_state_comes_back(tmp_path):
 
 
 def test_a_missing_checkpoint_says_what_to_name(tmp_path):
-    with pytest.raises(FlashACEError, match=r"--resume: expected a checkpoint at .*last.pt, found none; name the run folder"):
+    with pytest.raises(FlashACEError, match=r"expected a checkpoint at .*last.pt, found none; name the run folder"):
         load_checkpoint(tmp_path / "last.pt")
 
 

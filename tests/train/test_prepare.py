@@ -11,7 +11,8 @@ from flashace.errors import FlashACEError
 from flashace.graph import build_graph
 from flashace.train.config import make_config
 from flashace.train.data import Labelled
-from flashace.train.prepare import build_graphs, make_model, prepare, start_readouts
+from flashace.train.neighbors import build_graphs
+from flashace.train.prepare import make_model, prepare, start_readouts
 
 
 @pytest.fixture
@@ -75,15 +76,54 @@ def test_isolated_atoms_of_the_data_are_the_zero(prepared, data_file, tmp_path):
     assert make_model(p, build_graphs(p.train, 3.0)).e0 == {"C": -7.5, "Si": -5.25}
 
 
-def test_isolated_atoms_of_a_file_come_first(prepared, data_file, tmp_path):
-    write(tmp_path / "d.extxyz", [*read(data_file, ":"), atom("Si", -1.0), atom("C", -1.0)])
-    lone = [atom("C", -7.5), atom("Si", -5.25), Atoms("C2", [(0, 0, 0), (0, 0, 1.4)])]
+def lone_atoms(path, carbon):
+    lone = [atom("C", carbon), atom("Si", -5.25), Atoms("C2", [(0, 0, 0), (0, 0, 1.4)])]
     for atoms in lone[:2]:
         atoms.info.clear()
-    write(tmp_path / "atoms.extxyz", lone)
-    p = prepared(data=[str(tmp_path / "d.extxyz")], isolated_atoms=str(tmp_path / "atoms.extxyz"))
+    write(path, lone)
+    return str(path)
+
+
+def test_isolated_atoms_of_a_file(prepared, tmp_path):
+    file = lone_atoms(tmp_path / "atoms.extxyz", -7.5)
+    p = prepared(isolated_atoms=file)
     assert p.references.values == {"C": -7.5, "Si": -5.25}
-    assert p.references.origin == f"from {tmp_path / 'atoms.extxyz'}"
+    assert p.references.origin == f"from {file}"
+
+
+def test_one_number_for_all_elements(prepared):
+    p = prepared(energy_shift_per_atom=-3.5)
+    assert p.references.values == {"C": -3.5, "Si": -3.5}
+    model = make_model(p, build_graphs(p.train, 3.0))
+    assert model(build_graph(Atoms("Si"), 3.0)).item() == -3.5
+
+
+def test_solving_can_be_forced(prepared, data_file, tmp_path):
+    write(tmp_path / "d.extxyz", [*read(data_file, ":"), atom("Si", -5.25), atom("C", -7.5)])
+    p = prepared(data=[str(tmp_path / "d.extxyz")], solve_atomic_energies=True)
+    assert "least squares over 12 frames, rank 1 of 2; these compositions cannot tell apart C, Si, so the" in p.references.origin
+    assert p.references.values == prepared().references.values
+
+
+GIVEN = {"C": -7.5, "Si": -5.25}
+TWO_WAYS = {
+    "solved and given": ({"solve_atomic_energies": True, "atomic_energies": GIVEN}, "`atomic_energies` and `solve_atomic_energies`"),
+    "solved and shift": ({"solve_atomic_energies": True, "energy_shift_per_atom": -1.0}, "`energy_shift_per_atom` and `solve_atomic"),
+    "shift and given": ({"energy_shift_per_atom": -1.0, "atomic_energies": GIVEN}, "`energy_shift_per_atom` and `atomic_energies`"),
+    "given and in the data": ({"atomic_energies": {"C": -7.0, "Si": -5.25}}, "`atomic_energies` and `isolated .*-7.0 and -7.5 eV for C"),
+    "shift and in the data": ({"energy_shift_per_atom": -1.0}, "`energy_shift_per_atom` and `isolated atoms in the data`"),
+}
+
+
+@pytest.mark.parametrize("case", TWO_WAYS)
+def test_two_ways_that_differ_contradict_each_other(prepared, data_file, tmp_path, case):
+    write(tmp_path / "d.extxyz", [*read(data_file, ":"), atom("Si", -5.25), atom("C", -7.5)])
+    options, message = TWO_WAYS[case]
+    with pytest.raises(FlashACEError, match=message):
+        prepared(data=[str(tmp_path / "d.extxyz")], **options)
+    file = lone_atoms(tmp_path / "atoms.extxyz", -7.5)
+    agreeing = prepared(data=[str(tmp_path / "d.extxyz")], isolated_atoms=file, atomic_energies=GIVEN)
+    assert agreeing.references.values == GIVEN
 
 
 def test_energies_of_the_options_are_taken(prepared):

@@ -36,6 +36,16 @@ def test_one_composition_gives_the_smallest_solution_and_says_so():
     assert "smallest solution" in found.origin
 
 
+def test_elements_that_go_together_are_named_and_others_are_not():
+    found = reference_energies([frame("SiC", -12.0), frame("SiCH", -13.0), frame("Si2C2OH", -30.0), frame("SiCO", -18.0)], {}, "")
+    assert "rank 3 of 4; these compositions cannot tell apart C, Si, so" in found.origin
+    assert found.values["H"] == pytest.approx(-1.0, abs=0.5)
+    both = reference_energies([frame("SiC", -12.0), frame("OH", -5.0)], {}, "")
+    assert "rank 2 of 4; these compositions cannot tell apart H, O nor C, Si" in both.origin
+    full = reference_energies([frame("SiC", -12.0), frame("C", -5.0)], {}, "")
+    assert full.origin.endswith("rank 2 of 2")
+
+
 def test_given_energies_are_taken_as_they_are():
     found = reference_energies([frame("SiC", -12.0)], {"Si": -5, "C": -7.0, "H": 3.0}, "from the isolated atoms")
     assert found.values == {"C": -7.0, "Si": -5.0}

@@ -1,0 +1,334 @@
+"""Checkpoints and what comes back from them: everything to the last bit, or only what is asked for."""
+
+import csv
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase.io import read, write
+from rich.console import Console
+
+from flashace.errors import FlashACEError
+from flashace.model_file import load_model, read_header
+from flashace.train import loop
+from flashace.train.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
+from flashace.train.config import make_config
+from flashace.train.prepare import prepare
+from flashace.train.step import TrainStep
+
+EXACT = {"resume_load_optimizer": True, "resume_load_scheduler": True, "resume_load_scaler": True}
+
+
+@pytest.fixture
+def fit(flashace, write_yaml, data_file, tmp_path, monkeypatch):
+    """fit(name, …options): the result of a tiny fit (three steps an epoch) into the folder `name`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop.report, "learning_curve", lambda *arguments: None)
+    monkeypatch.setattr(loop.report, "parity", lambda *arguments: None)
+    monkeypatch.setattr(loop.Trainer, "_valid_is_due", lambda self: self.position == 0)  # each epoch
+
+    def run(name, *arguments, ok=True, **options):
+        path = write_yaml(tmp_path / f"{name}.yaml", **{"data": [str(data_file)], "epochs": 4, "checkpoint_interval": 1, **options})
+        result = flashace("fit", "-c", path, "-o", name, *arguments)
+        assert not ok or result.exit_code == 0, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def trainer(tiny_fit, data_file, tmp_path):
+    """trainer(…options): a Trainer before its first step."""
+
+    def make(**options):
+        prepared = prepare(make_config({**tiny_fit, "data": [str(data_file)], **options}))
+        return loop.Trainer(prepared, tmp_path / "trainer", Console(quiet=True), 0.0)
+
+    return make
+
+
+def bits(run):
+    """Weights of the model and rows of metrics.csv, without the time that they took."""
+    model = {name: p.numpy().tobytes() for name, p in load_model(run / "model.pt", torch.float64).named_parameters()}
+    return model, [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader((run / "metrics.csv").open())]
+
+
+def stop_at(monkeypatch, step):
+    plain, count = TrainStep.__call__, iter(range(1, 10**6))
+
+    def call(self, *arguments):
+        terms = plain(self, *arguments)
+        if next(count) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return terms
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+
+
+def same(one, other):
+    return all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+
+
+# Bit-equal
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("step", [2, 6], ids=["mid-epoch", "epoch boundary"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_stopped_and_resumed_is_bit_equal(fit, flashace, tmp_path, monkeypatch, step, optimizer, dtype):
+    options = {"optimizer": optimizer, "dtype": dtype}
+    fit("whole", **options)
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        assert fit("parts", ok=False, **options).exit_code == 130
+    assert flashace("fit", "--resume", "parts").exit_code == 0
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_all_flags_into_a_new_folder_are_the_same_fit(fit, tmp_path, monkeypatch, step):
+    fit("whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        fit("parts", ok=False)
+    fit("new", resume_from="parts", **EXACT)
+    assert bits(tmp_path / "new") == bits(tmp_path / "whole")
+    assert len(bits(tmp_path / "new")[1]) == 4
+
+
+def test_from_every_checkpoint_the_same_end(fit, flashace, tmp_path):
+    """As after a crash that lost what came later: the rows after the checkpoint go, too."""
+    fit("run", keep_checkpoints=9)
+    end = bits(tmp_path / "run")
+    for path in reversed(checkpoints_in(tmp_path / "run/checkpoints")):
+        for later in checkpoints_in(tmp_path / "run/checkpoints"):
+            later.unlink() if later > path else None
+        (tmp_path / "run/model.pt").unlink()
+        assert flashace("fit", "--resume", "run").exit_code == 0
+        assert bits(tmp_path / "run") == end
+
+
+def test_before_the_first_checkpoint_it_starts_again(fit, flashace, tmp_path):
+    fit("run")
+    end = bits(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    result = flashace("fit", "--resume", "run")
+    assert "run: no checkpoint yet, so this fit starts from the beginning" in result.output
+    assert bits(tmp_path / "run") == end
+
+
+def test_random_states_come_back(fit, flashace, tmp_path, monkeypatch):
+    """A step that draws random numbers, as dropout or augmentation do."""
+    plain = TrainStep.__call__
+
+    def call(self, batch, weights):
+        return plain(self, batch, weights * (1 + 0.1 * torch.rand(3, dtype=weights.dtype)))
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        fit("whole")
+        torch.manual_seed(1)
+        with monkeypatch.context() as patch:
+            stop_at(patch, 5)
+            fit("parts", ok=False)
+        torch.manual_seed(2)
+        flashace("fit", "--resume", "parts")
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+
+
+# Files
+
+
+def test_interval_number_and_folder_are_as_told(fit, tmp_path):
+    fit("run", epochs=7, checkpoint_interval=2, keep_checkpoints=2, checkpoint_dir="kept")
+    assert sorted(p.name for p in (tmp_path / "run/kept").iterdir()) == ["best.pt", "step-000000018.pt", "step-000000021.pt"]
+    assert not (tmp_path / "run/checkpoints").exists()
+    fit("other", "--checkpoint-interval", 3, "--keep-checkpoints", 5, "--checkpoint-dir", tmp_path / "away", epochs=7)
+    assert [p.name for p in checkpoints_in(tmp_path / "away")] == [f"step-{n:09d}.pt" for n in (9, 18, 21)]
+    refused = fit("third", checkpoint_dir=str(tmp_path / "away"), ok=False)
+    assert "away holds checkpoints of another fit" in refused.output
+
+
+def test_the_best_is_kept(fit, tmp_path):
+    fit("run", epochs=6, learning_rate=0.3, keep_checkpoints=1)
+    best = load_checkpoint(tmp_path / "run/checkpoints/best.pt")
+    assert same(best["average"].values(), best["schedule"]["best"].values())
+    assert same(best["schedule"]["best"].values(), load_model(tmp_path / "run/model.pt", torch.float64).parameters())
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(fit, flashace, tmp_path):
+    fit("run")
+    end = bits(tmp_path / "run")
+    newest = checkpoints_in(tmp_path / "run/checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    result = flashace("fit", "--resume", "run")
+    assert result.exit_code == 0, result.output
+    assert f"{newest.name}: this checkpoint cannot be read" in result.output
+    assert "trying the one before" in result.output
+    assert "step-000000009.pt" in "".join(result.output.split())
+    assert bits(tmp_path / "run") == end
+    for path in checkpoints_in(tmp_path / "run/checkpoints"):
+        path.write_bytes(b"PK")
+    refused = flashace("fit", "--resume", "run")
+    assert refused.exit_code == 1
+    assert "expected a checkpoint, found 3 that cannot be read" in refused.output
+
+
+def test_a_write_that_fails_leaves_the_file_before(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "step-000000001.pt", {"weights": torch.ones(2)})
+
+    def fail(state, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(tmp_path / "step-000000001.pt", {"weights": torch.zeros(2)})
+    assert torch.equal(load_checkpoint(tmp_path / "step-000000001.pt")["weights"], torch.ones(2))
+
+
+# What comes back
+
+
+@pytest.mark.parametrize("source", ["run", "run/checkpoints", "run/checkpoints/step-000000012.pt", "run/model.pt"])
+def test_weights_and_reference_energies_come_back(fit, trainer, tmp_path, make_frames, source):
+    fit("run", seed=5)
+    frames = make_frames(seed=3)
+    for atoms in frames:
+        atoms.calc.results["energy"] += 1.0
+    write(tmp_path / "new.extxyz", frames)
+    resumed = trainer(data=[str(tmp_path / "new.extxyz")], resume_from=source, learning_rate=1e-4, energy_weight=3.0)
+    model = load_model(tmp_path / "run/model.pt", torch.float64)
+    saved = None if "model" in source else load_checkpoint(tmp_path / "run/checkpoints/step-000000012.pt")
+    assert same(resumed.model.parameters(), model.parameters() if saved is None else saved["weights"].values())
+    assert same(resumed.averaged.parameters(), model.parameters() if saved is None else saved["average"].values())
+    assert resumed.model.e0 == model.e0
+    assert (resumed.model.scale, resumed.model.avg_num_neighbors) == (model.scale, model.avg_num_neighbors)
+    assert (resumed.progress(), resumed.best_score, resumed.rows) == (0.0, float("inf"), [])
+    assert not any(optimizer.state for optimizer in resumed.optimizers)
+
+
+def test_use_checkpoint_energy_shift(fit, trainer, tmp_path):
+    fit("run", atomic_energies={"Si": -5.0, "C": -7.0})
+    assert trainer(resume_from="run").model.e0 == {"C": -7.0, "Si": -5.0}
+    solved = trainer(resume_from="run", use_checkpoint_energy_shift=False)
+    assert solved.model.e0 == trainer().model.e0
+    given = trainer(resume_from="run", use_checkpoint_energy_shift=False, energy_shift_per_atom=-1.0)
+    assert given.model.e0 == {"C": -1.0, "Si": -1.0}
+    with pytest.raises(FlashACEError, match=r"use_checkpoint_energy_shift\)` and `energy_shift_per_atom` contradict each other"):
+        trainer(resume_from="run", energy_shift_per_atom=-1.0)
+
+
+def test_resume_load_optimizer(fit, trainer, tmp_path):
+    fit("run")
+    resumed = trainer(resume_from="run", resume_load_optimizer=True, weight_decay=0.25)
+    saved = load_checkpoint(tmp_path / "run/checkpoints/step-000000012.pt")["optimizers"]
+    for optimizer in resumed.optimizers:
+        for number, state in saved[type(optimizer).__name__].items():
+            for name, value in state.items():
+                assert torch.equal(optimizer.state_dict()["state"][number][name], value)
+    assert resumed.optimizers[1].param_groups[0]["weight_decay"] == 0.25  # options rule
+    assert resumed.progress() == 0.0
+    with pytest.raises(FlashACEError, match="expected the state of AdamW, got AdamW and Muon; choose the same `optimizer`"):
+        trainer(resume_from="run", resume_load_optimizer=True, optimizer="adamw")
+
+
+def test_resume_load_scheduler(fit, trainer, tmp_path):
+    fit("run")
+    resumed = trainer(resume_from="run", resume_load_scheduler=True, epochs=8)
+    assert (resumed.epoch, resumed.position, resumed.progress()) == (4, 0, 0.5)
+    assert len(resumed.rows) == 4
+    assert resumed.best_score < float("inf")
+    assert not any(optimizer.state for optimizer in resumed.optimizers)
+    with pytest.raises(FlashACEError, match="batch_size: 4 there and 3 here"):
+        trainer(resume_from="run", resume_load_scheduler=True, batch_size=3)
+
+
+def test_resume_load_scaler(fit, trainer, tmp_path, monkeypatch):
+    """float16 brings a gradient scaler; here it is put in by hand."""
+    first = trainer()
+    first.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    first.scaler.scale(torch.ones(1))
+    first.save()
+    plain = loop.Trainer._resume
+
+    def with_scaler(self, start):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        plain(self, start)
+
+    monkeypatch.setattr(loop.Trainer, "_resume", with_scaler)
+    source = str(first.checkpoints)
+    assert trainer(resume_from=source).scaler.get_scale() == 2.0
+    assert trainer(resume_from=source, resume_load_scaler=True).scaler.get_scale() == 8.0
+
+
+def test_a_model_file_has_weights_only(fit, trainer):
+    fit("run")
+    with pytest.raises(
+        FlashACEError, match=r"model\.pt: a model file holds weights only; leave out resume_load_scheduler, or name a checkpoint"
+    ):
+        trainer(resume_from="run/model.pt", resume_load_scheduler=True)
+
+
+def test_flags_of_the_command_line_reach_the_fit(fit, tmp_path):
+    fit("run")
+    flags = ["--resume-load-optimizer", "--resume-load-scheduler", "--resume-load-scaler", "--no-precompute-neighbors"]
+    output = fit("new", "--resume-from", "run", *flags, epochs=5).output
+    assert "weights, optimizer, schedule, gradient scaler of run/checkpoints/step-000000012.pt" in " ".join(output.replace("│", "").split())
+    options = yaml.safe_load((tmp_path / "new/config.yaml").read_text())
+    expected = {"resume_from": "run", **EXACT, "precompute_neighbors": False}
+    assert expected.items() <= options.items()
+
+
+# What does not fit
+
+
+def test_other_sizes_and_elements_are_refused_with_both_values(fit, trainer, tmp_path, data_file):
+    fit("run")
+    with pytest.raises(FlashACEError, match="hidden_dim 16 there and 32 here; num_layers 1 there and 2 here"):
+        trainer(resume_from="run", hidden_dim=32, num_layers=2)
+    frames = read(data_file, ":")
+    for atoms in frames:
+        atoms.numbers[0] = 32
+    write(tmp_path / "ge.extxyz", frames)
+    with pytest.raises(FlashACEError, match="elements C, Si there and C, Ge here"):
+        trainer(resume_from="run", data=[str(tmp_path / "ge.extxyz")])
+
+
+@pytest.mark.parametrize("source", ["no-run", "no.pt"])
+def test_nothing_to_resume_from_says_so(trainer, source):
+    with pytest.raises((FlashACEError, FileNotFoundError), match=source):
+        trainer(resume_from=source)
+
+
+def test_foreign_files_are_refused(trainer, tmp_path):
+    torch.save({"a": 1}, tmp_path / "x.pt")
+    with pytest.raises(FlashACEError, match=r"x\.pt: expected a checkpoint of FlashACE"):
+        trainer(resume_from=str(tmp_path / "x.pt"))
+
+
+# Neighbour lists
+
+
+def test_precomputed_or_not_the_losses_are_the_same_bits(fit, tmp_path, monkeypatch):
+    built = []
+    plain = loop.make_item
+    monkeypatch.setattr(loop, "make_item", lambda *arguments: built.append(1) or plain(*arguments))
+    fit("once", precompute_neighbors=True)
+    assert len(built) == 11
+    fit("always", precompute_neighbors=False)
+    assert len(built) == 11 + 4 * 11
+    assert bits(tmp_path / "once") == bits(tmp_path / "always")
+
+
+def test_the_model_of_a_restart_tells_the_same_origin(fit, flashace, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        fit("run", ok=False)
+    flashace("fit", "--resume", "run")
+    assert "least squares over 12 frames" in read_header(tmp_path / "run/model.pt")["provenance"]["reference_energies"]
+    assert np.isfinite(read_header(tmp_path / "run/model.pt")["provenance"]["errors"]["train"][-1]["forces_rmse"])
