@@ -21,13 +21,15 @@ from flashace.errors import FlashACEError
 from flashace.model import AttentionACE
 from flashace.model_file import save_model
 from flashace.train import report
+from flashace.train.augment import random_rotation, rotate
 from flashace.train.checkpoint import load_checkpoint, save_checkpoint
 from flashace.train.config import write_config
 from flashace.train.data import LABELS, content_hash
 from flashace.train.evaluate import error_rows, predict_graphs
-from flashace.train.loss import collate, make_item
+from flashace.train.loss import Batch, make_item
 from flashace.train.metrics import UNITS
-from flashace.train.optim import learning_rate_factor, loss_weights, make_average, make_optimizers
+from flashace.train.micro import MicroBatches
+from flashace.train.optim import Schedule, loss_weights, make_average, make_optimizers
 from flashace.train.prepare import Prepared, build_graphs, make_model, start_readouts
 from flashace.train.step import TrainStep
 
@@ -42,6 +44,7 @@ class Trainer:
         self.prepared, self.console, self.started = prepared, console, started
         self.config = prepared.config.train
         self.folder = folder
+        self.board = report.tensorboard_writer(folder / "tensorboard") if self.config.tensorboard else None
         with _bar(console) as bar:
             task = bar.add_task("neighbour lists", total=len(prepared.train) + len(prepared.valid))
             r_max = prepared.config.model.r_max
@@ -53,8 +56,13 @@ class Trainer:
         start_readouts(self.model, self.train_graphs, prepared.train)
         self.average = make_average(self.model, self.config.ema_decay)
         self.optimizers = make_optimizers(self.model, self.config)
-        self.step = TrainStep(self.model, prepared.units, compiled=self.config.compile == "yes")
-        self.batches_per_epoch = math.ceil(len(self.items) / int(self.config.batch_size or 1))
+        self.schedule = Schedule(self.config)
+        self.scaler = torch.amp.GradScaler(prepared.device.type, enabled=prepared.amp_dtype is torch.float16)
+        huber_delta = self.config.huber_delta if self.config.loss == "huber" else None
+        self.step = TrainStep(self.model, prepared.units, self.config.compile == "yes", prepared.amp_dtype, huber_delta)
+        self.batch_size = int(self.config.batch_size or 1)
+        self.micro_batches = MicroBatches(self.step, self.batch_size, self.config.max_edges_per_step, prepared.device, console.print)
+        self.batches_per_epoch = math.ceil(len(self.items) / (self.batch_size * self.config.grad_accum_steps))
         self.epoch, self.position, self.elapsed = 0, 0, 0.0
         self.sums = torch.zeros(3, dtype=torch.float64)
         self.best_score, self.best = math.inf, self._averaged_weights()
@@ -72,12 +80,14 @@ class Trainer:
         """Train to the end; False where Ctrl-C or SIGTERM came first, with everything saved."""
         with _stop_signals() as stop, _bar(self.console) as bar:
             task = bar.add_task("fit", total=1000)
-            while self.progress() < 1.0 and not stop:
+            while self.progress() < 1.0 and not self.schedule.ends and not stop:
                 self._run_epoch(stop, lambda: bar.update(task, completed=round(1000 * self.progress())))
                 if self._valid_is_due():
                     bar.update(task, description=self._validate())
                 if self.epoch % self.config.checkpoint_interval == 0:
                     self.save()
+        if self.schedule.ends:
+            self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
         if stop:
             self.save()
         return not stop
@@ -105,16 +115,17 @@ class Trainer:
 
     def _train_on(self, indices: Sequence[int], progress: float) -> None:
         begin = time.monotonic()
-        batch = collate([self.items[i] for i in indices]).to(self.prepared.device)
-        weights = loss_weights(progress, self.config).to(batch.forces)
-        terms = self.step(batch, weights)
+        weights = loss_weights(progress, self.config).to(self.prepared.device, self.prepared.dtype)
+        terms = self.micro_batches(self._items(indices), self.scaler.scale(weights))
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
-        factor = learning_rate_factor(progress, self.config.warmup)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * factor
-            optimizer.step()
+                group["lr"] = self.schedule.learning_rate(progress)
+            self.scaler.step(optimizer)
             optimizer.zero_grad()
+        self.scaler.update()
         self.average.update_parameters(self.model)
         self.sums += torch.tensor([*terms.tolist()], dtype=torch.float64)
         self.position += 1
@@ -123,6 +134,14 @@ class Trainer:
             self._decide_on_compiling(seconds)
             self.clock = time.monotonic()
         self.elapsed = time.monotonic() - self.clock + self.spent_before
+
+    def _items(self, indices: Sequence[int]) -> list[Batch]:
+        """Training items, turned where `random_rotation` says so."""
+        items = [self.items[i] for i in indices]
+        if self.config.random_rotation:
+            turns = (random_rotation(self.config.seed, self.epoch, i) for i in indices)
+            items = [rotate(item, turn) for item, turn in zip(items, turns, strict=True)]
+        return items
 
     def _decide_on_compiling(self, seconds: float) -> None:
         """After the first step: compile where the fit is long enough to earn it back."""
@@ -133,13 +152,13 @@ class Trainer:
             self.console.print("compiling the training step: one to three minutes, once")
             self.step.compiled = True
             weights = loss_weights(0.0, self.config).to(self.prepared.device, self.prepared.dtype)
-            self.step(collate([self.items[i] for i in self._batches()[0]]).to(self.prepared.device), weights)
+            self.micro_batches([self.items[i] for i in self._batches()[0]], weights)
             self.model.zero_grad()
 
     def _batches(self) -> list[list[int]]:
-        """The order of this epoch; it depends on seed and epoch alone, so that a resumed fit meets the same batches."""
+        """The frames of each step of this epoch; it depends on seed and epoch alone, so that a resumed fit meets the same batches."""
         order = np.random.default_rng([self.config.seed, self.epoch]).permutation(len(self.items)).tolist()
-        size = int(self.config.batch_size or 1)
+        size = self.batch_size * self.config.grad_accum_steps
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     # Validation
@@ -152,19 +171,20 @@ class Trainer:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
         errors = error_rows(self.prepared.valid, predict_graphs(self.averaged, self.valid_graphs))[-1]
         score = self._score(errors)
+        self.schedule.validated(score)
         if score < self.best_score:
             self.best_score, self.best = score, self._averaged_weights()
         interval = math.ceil(100 / self.batches_per_epoch) * self.batches_per_epoch
         mean = (self.sums / max(min(interval, self._steps()), 1)).tolist()
         self.sums.zero_()
         weights = loss_weights(self.progress(), self.config).tolist()
-        units = asdict(self.prepared.units)
+        units, mse = asdict(self.prepared.units), self.config.loss == "mse"
         row = {
             "epoch": round(self._steps() / self.batches_per_epoch, 3),
             "seconds": round(self.elapsed, 1),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "loss": sum(w * m for w, m in zip(weights, mean, strict=True)),
-            **{f"train_{label}_rmse": 1e3 * units[label] * m**0.5 for label, m in zip(LABELS, mean, strict=True)},
+            **{f"train_{label}_rmse": 1e3 * units[label] * m**0.5 if mse else None for label, m in zip(LABELS, mean, strict=True)},
             **{f"valid_{name}": value for name, value in errors.items() if name not in ("config_type", "frames")},
         }
         self._append(row)
@@ -191,6 +211,11 @@ class Trainer:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+        if self.board is not None:
+            for name, value in row.items():
+                if value is not None:
+                    self.board.add_scalar(name, value, self._steps())
+            self.board.flush()
 
     # Saving
 

@@ -71,11 +71,18 @@ def test_the_schedule_rises_falls_and_ends(warmup):
 
 
 def test_the_last_stage_weighs_the_energy_more():
-    config = TrainConfig(energy_weight=2.0, forces_weight=3.0, stress_weight=4.0, last_stage=0.25, last_energy_weight=50.0)
-    for progress, energy in ((0.0, 2.0), (0.74, 2.0), (0.76, 50.0), (1.0, 50.0)):
-        assert loss_weights(progress, config).tolist() == [energy, 3.0, 4.0]
-    never = TrainConfig(energy_weight=2.0, last_stage=0.0, last_energy_weight=50.0)
-    assert loss_weights(0.999, never)[0] == 2.0
+    for progress, energy in ((0.0, 0.1), (0.7499, 0.1), (0.75, 10.0), (1.0, 10.0)):
+        assert loss_weights(progress, TrainConfig()).tolist() == pytest.approx([energy, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_each_weight_is_a_number_or_a_schedule(index):
+    name = ("energy_weight", "forces_weight", "stress_weight")[index]
+    for progress in (0.0, 0.5, 1.0):
+        assert loss_weights(progress, TrainConfig(**{name: 3.5}))[index] == 3.5
+    config = TrainConfig(**{name: {0.5: 7.0, 0.0: 2.0, 0.9: 0.0}})
+    for progress, weight in ((0.0, 2.0), (0.49, 2.0), (0.5, 7.0), (0.89, 7.0), (0.9, 0.0), (1.0, 0.0)):
+        assert loss_weights(progress, config)[index] == weight
 
 
 # The average
