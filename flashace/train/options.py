@@ -10,8 +10,8 @@ from flashace.train.config import TrainConfig
 HEADER = """\
 # Options of a fit
 
-One flat list in a YAML file (`flashace fit -c FILE`). `flashace fit --help` shows those that are flags too, with `-` for `_`; a flag overrules
-the file.
+One flat list in a YAML file (`flashace fit -c FILE`). `flashace fit --help` shows those that are flags too, with `-` for `_`; a flag wins
+over the file.
 This page is generated: `python -m flashace.train.options > docs/options.md`.
 """
 
