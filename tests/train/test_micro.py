@@ -124,7 +124,7 @@ def test_one_structure_that_does_not_fit_is_named(make_model, items):
         raise MESSAGES["cpu"]
 
     parts, _ = micro_batches(make_model(num_layers=1), 2, step=step)
-    with pytest.raises(FlashACEError, match="one structure of 8 atoms and [0-9]+ neighbour pairs does not fit into the memory of cpu"):
+    with pytest.raises(FlashACEError, match=r"one structure of 8 atoms and [0-9]+ neighbour pairs does not fit into the memory of cpu"):
         parts(items[:1], WEIGHTS)
 
 
