@@ -15,6 +15,7 @@ from flashace.nn.attention import NeighbourAttention
 from flashace.nn.edge_functions import EdgeFunctions
 from flashace.nn.harmonics import SphericalHarmonics
 from flashace.nn.layer import Layer
+from flashace.nn.linear import full_precision
 from flashace.nn.product import ProductBasis
 from flashace.nn.radial import BesselBasis, GaussianBasis, polynomial_envelope
 from flashace.nn.readout import Readout
@@ -118,16 +119,20 @@ class AttentionACE(nn.Module):
         """[N + S]: the summed readouts of all atoms, and of one atom without neighbours per element."""
         vec, neighbour = self._neighbourhoods(graph, element)
         element = torch.cat([element, torch.arange(len(self.e0), device=element.device)])
-        r = vec.norm(dim=-1)
-        Y = self.harmonics(vec / r.unsqueeze(-1))
-        envelope = polynomial_envelope(r, self.config.r_max, self.config.envelope_exponent)
-        basis = self.radial_basis(r) * envelope.unsqueeze(-1)
+        Y, envelope, basis = self._geometry(vec)
         s, t = self.embedding[element], None
         energy = torch.zeros_like(s[:, 0])
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             s, t = layer(s, t, basis, envelope, Y, element.unsqueeze(-1), neighbour)
             energy = energy + readout(s)
         return energy
+
+    @full_precision
+    def _geometry(self, vec: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Harmonics [N, M, (l_max+1)²], envelope [N, M] and radial basis [N, M, num_radial] of vectors [N, M, 3]."""
+        r = vec.norm(dim=-1)
+        envelope = polynomial_envelope(r, self.config.r_max, self.config.envelope_exponent)
+        return self.harmonics(vec / r.unsqueeze(-1)), envelope, self.radial_basis(r) * envelope.unsqueeze(-1)
 
     def _neighbourhoods(self, graph: Graph, element: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [N + S, M, 3] and elements [N + S, M] of the neighbours.

@@ -47,7 +47,8 @@ def one_line_error(result, *parts):
 def test_a_fit_leaves_what_it_says(run_folder):
     files = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
     assert files == {
-        "model.pt", "config.yaml", "metrics.csv", "learning_curve.png", "parity.png", "checkpoints/best.pt", "checkpoints/step-000000006.pt",
+        "model.pt", "config.yaml", "metrics.csv", "learning_curve.png", "parity.png",
+        "checkpoints/best.pt", "checkpoints/step-000000006.pt",
         "output.txt",
     }  # fmt: skip
     for picture in ("learning_curve.png", "parity.png"):

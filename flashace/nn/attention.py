@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from flashace.nn.edge_functions import EdgeFeatures
-from flashace.nn.linear import Linear, TensorLinear
+from flashace.nn.linear import Linear, TensorLinear, full_precision
 
 
 class NeighbourAttention(nn.Module):
@@ -32,6 +32,7 @@ class NeighbourAttention(nn.Module):
         self.query = Linear(hidden_dim, num_heads * key_dim, bias=True, blocks=num_heads)
         self.direction_query = TensorLinear(num_channels, num_heads, l_max, first=1) if has_tensors and l_max else None
 
+    @full_precision
     def forward(self, s: Tensor, t: Tensor | None, edge: EdgeFeatures, envelope: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s [N, hidden_dim], t [N, (l_max+1)² - 1, K] or None, envelope [N, M], Y [N, M, (l_max+1)²].
 

@@ -1,5 +1,9 @@
 """Linear maps of scalars and of tensors; weights start at variance 1 / fan-in, so outputs keep the scale of their inputs."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +21,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The map along the last axis."""
-        y = x @ self.weight.movedim(0, 1).flatten(1)
+        y = (x @ self.weight.movedim(0, 1).flatten(1)).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -34,4 +38,19 @@ class TensorLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The map, degree by degree."""
-        return torch.cat([part @ w for part, w in zip(x.split(self.sizes, dim=1), self.weights, strict=True)], dim=1)
+        return torch.cat([part @ w for part, w in zip(x.split(self.sizes, dim=1), self.weights, strict=True)], dim=1).to(x.dtype)
+
+
+def full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that mixed precision leaves alone: geometry, attention, products of harmonics, energies.
+
+    What is left are the linear maps between them: autocast takes their products in half precision, and what comes out, and everything
+    that is added up, has the precision of the weights again.
+    """
+
+    @wraps(function)
+    def in_full_precision(self: nn.Module, x: Tensor, *others: Any) -> Any:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(self, x, *others)
+
+    return in_full_precision

@@ -4,6 +4,8 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from flashace.nn.linear import full_precision
+
 
 class ProductBasis(nn.Module):
     """Channelwise Clebsch-Gordan powers of the atomic basis, built up one factor at a time.
@@ -16,6 +18,7 @@ class ProductBasis(nn.Module):
         super().__init__()
         self.contractions = nn.ModuleList([Contraction(num_channels, l_max, symmetric=order == 2) for order in range(2, correlation + 1)])
 
+    @full_precision
     def forward(self, A: Tensor) -> Tensor:
         """A [N, (l_max+1)², K] -> [N, (l_max+1)², correlation · K], orders side by side."""
         orders = [A]

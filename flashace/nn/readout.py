@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from flashace.nn.linear import Linear
+from flashace.nn.linear import Linear, full_precision
 
 
 class Readout(nn.Module):
@@ -15,6 +15,7 @@ class Readout(nn.Module):
         self.hidden = Linear(hidden_dim, width, bias=True)
         self.out = Linear(width, 1, gain=0.1)
 
+    @full_precision
     def forward(self, s: Tensor) -> Tensor:
         """The energy of each atom."""
         return (self.linear(s) + self.out(silu(self.hidden(s)))).squeeze(-1)

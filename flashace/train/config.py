@@ -1,17 +1,31 @@
 """YAML and flags in, one checked `FitConfig` out; every option, its default and its meaning stand in a dataclass."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.dataclasses import dataclass
 
 from flashace.errors import FlashACEError
 from flashace.model import ModelConfig
+
+
+def _weight(value: Any) -> float | dict[float, float]:
+    try:
+        weights = {float(start): float(weight) for start, weight in (value if isinstance(value, dict) else {0.0: value}).items()}
+    except (TypeError, ValueError):
+        weights = {}
+    if 0.0 not in weights or not all(0 <= start < 1 and 0 <= weight < math.inf for start, weight in weights.items()):
+        raise ValueError("expected a weight, or {progress: weight} from progress 0.0 on, such as {0.0: 0.1, 0.75: 10}")
+    return dict(sorted(weights.items())) if isinstance(value, dict) else weights[0.0]
+
+
+Weight = Annotated[float | dict[float, float], PlainValidator(_weight)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -35,17 +49,26 @@ class TrainConfig:
     epochs: int | None = Field(None, ge=1, description="passes over the data; from its size where not given")
     max_time: float | None = Field(None, gt=0, description="minutes; the schedule is fitted to it")
     batch_size: int | None = Field(None, ge=1, description="structures per step; from their size where not given")
+    grad_accum_steps: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
+    max_edges_per_step: int = Field(100_000, ge=1, description="batches with more neighbour pairs are computed in parts")
+    random_rotation: bool = Field(False, description="turn each training structure at random, anew in every epoch")
+    use_amp: bool = Field(True, description="mixed precision on a GPU; no effect on a CPU")
+    amp_dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="lower precision of use_amp")
     learning_rate: float = Field(6e-3, gt=0, description="peak of the schedule")
     warmup: float = Field(0.02, ge=0, lt=1, description="part of the fit in which the learning rate rises")
+    lr_scheduler: Literal["cosine", "plateau", "constant"] = Field("cosine", description="learning rate after the warm-up")
+    lr_patience: int = Field(10, ge=0, description="plateau: validations without a better score that are borne")
+    lr_factor: float = Field(0.5, gt=0, lt=1, description="plateau: the learning rate is then multiplied by this")
+    early_stopping: int | None = Field(None, ge=1, description="end after so many validations without a better score")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="for weight matrices; AdamW takes the rest")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
     clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="averaging of the weights, per step")
-    energy_weight: float = Field(0.1, ge=0, description="weight of the energy per atom in the loss")
-    forces_weight: float = Field(1.0, ge=0, description="weight of the forces in the loss")
-    stress_weight: float = Field(1.0, ge=0, description="weight of the stress in the loss")
-    last_stage: float = Field(0.25, ge=0, lt=1, description="last part of the fit, with a heavier energy")
-    last_energy_weight: float = Field(10.0, ge=0, description="energy_weight in the last stage")
+    loss: Literal["mse", "huber"] = Field("mse", description="squared errors, or Huber's loss against outliers")
+    huber_delta: float = Field(0.1, gt=0, description="huber: errors above it count linearly; 1 is the size of the labels (loss units)")
+    energy_weight: Weight = Field({0.0: 0.1, 0.75: 10.0}, description="weight of the energy per atom in the loss, or {progress: weight}")
+    forces_weight: Weight = Field(1.0, description="weight of the forces, or {progress: weight}")
+    stress_weight: Weight = Field(1.0, description="weight of the stress, or {progress: weight}")
     compile: Literal["auto"] | bool = Field("auto", description="compile the training step: true, false, or auto, when it pays")
     precompute_neighbors: bool = Field(True, description="build neighbour lists once; false: again for every batch, to save memory")
     checkpoint_interval: int = Field(10, ge=1, description="epochs between checkpoints")
@@ -56,6 +79,7 @@ class TrainConfig:
     resume_load_scheduler: bool = Field(False, description="also epoch, learning rate, best score and random states")
     resume_load_scaler: bool = Field(False, description="also the state of the gradient scaler")
     use_checkpoint_energy_shift: bool = Field(True, description="with resume_from: E0 of the checkpoint, not of this data")
+    tensorboard: bool = Field(False, description="write the columns of metrics.csv for TensorBoard too")
 
 
 @dataclass(frozen=True)

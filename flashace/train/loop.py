@@ -22,14 +22,16 @@ from flashace.graph import Graph
 from flashace.model import AttentionACE
 from flashace.model_file import save_model
 from flashace.train import report
+from flashace.train.augment import random_rotation, rotate
 from flashace.train.checkpoint import BEST, Start, checkpoint_name, checkpoints_in, describe, keep_newest, save_checkpoint
 from flashace.train.config import write_config
 from flashace.train.data import LABELS, Labelled, content_hash
 from flashace.train.evaluate import error_rows, predict_graphs
-from flashace.train.loss import Batch, collate, make_item
+from flashace.train.loss import Batch, make_item
 from flashace.train.metrics import UNITS
+from flashace.train.micro import MicroBatches
 from flashace.train.neighbors import MadeOnDemand, build_graphs, fresh_graphs
-from flashace.train.optim import learning_rate_factor, loss_weights, make_average, make_optimizers
+from flashace.train.optim import Schedule, loss_weights, make_average, make_optimizers
 from flashace.train.prepare import Prepared, make_model, start_readouts
 from flashace.train.step import TrainStep
 
@@ -46,15 +48,20 @@ class Trainer:
         self.folder = folder
         self.checkpoints = folder / self.config.checkpoint_dir
         self.train_graphs, self.valid_graphs = self._graphs(prepared.train, prepared.valid)
-        self.items = self._items()
+        self.items = self._make_items()
+        self.board = report.tensorboard_writer(folder / "tensorboard") if self.config.tensorboard else None
         self.model = make_model(prepared, self.train_graphs)
         if prepared.start is None:
             start_readouts(self.model, self.train_graphs, prepared.train)
         self.average = make_average(self.model, self.config.ema_decay)
         self.optimizers = make_optimizers(self.model, self.config)
-        self.scaler: torch.amp.GradScaler | None = None
-        self.step = TrainStep(self.model, prepared.units, compiled=self.config.compile is True)
-        self.batches_per_epoch = math.ceil(len(self.items) / int(self.config.batch_size or 1))
+        self.schedule = Schedule(self.config)
+        self.scaler = torch.amp.GradScaler(prepared.device.type, enabled=prepared.amp_dtype is torch.float16)
+        huber_delta = self.config.huber_delta if self.config.loss == "huber" else None
+        self.step = TrainStep(self.model, prepared.units, self.config.compile is True, prepared.amp_dtype, huber_delta)
+        self.batch_size = int(self.config.batch_size or 1)
+        self.micro_batches = MicroBatches(self.step, self.batch_size, self.config.max_edges_per_step, prepared.device, console.print)
+        self.batches_per_epoch = math.ceil(len(self.items) / (self.batch_size * self.config.grad_accum_steps))
         self.epoch, self.position, self.elapsed = 0, 0, 0.0
         self.sums = torch.zeros(4, dtype=torch.float64)  # of the loss terms since the last validation, and their number
         self.best_score, self.best = math.inf, self._averaged_weights()
@@ -78,7 +85,7 @@ class Trainer:
             task = bar.add_task("neighbour lists", total=sum(map(len, sets)))
             return [build_graphs(frames, r_max, lambda n: bar.advance(task, n)) for frames in sets]
 
-    def _items(self) -> Sequence[Batch]:
+    def _make_items(self) -> Sequence[Batch]:
         def make(i: int) -> Batch:
             return make_item(self.train_graphs[i], self.prepared.train[i], self.prepared.dtype)
 
@@ -91,12 +98,14 @@ class Trainer:
         """Train to the end; False where Ctrl-C or SIGTERM came first, with everything saved."""
         with _stop_signals() as stop, _bar(self.console) as bar:
             task = bar.add_task("fit", total=1000)
-            while self.progress() < 1.0 and not stop:
+            while self.progress() < 1.0 and not self.schedule.ends and not stop:
                 self._run_epoch(stop, lambda: bar.update(task, completed=round(1000 * self.progress())))
                 if self._valid_is_due():
                     bar.update(task, description=self._validate())
                 if self.position == 0 and self.epoch % self.config.checkpoint_interval == 0:
                     self.save()
+        if self.schedule.ends:
+            self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
         self.save()
         return not stop
 
@@ -123,16 +132,17 @@ class Trainer:
 
     def _train_on(self, indices: Sequence[int], progress: float) -> None:
         begin = time.monotonic()
-        batch = collate([self.items[i] for i in indices]).to(self.prepared.device)
-        weights = loss_weights(progress, self.config).to(batch.forces)
-        terms = self.step(batch, weights)
+        weights = loss_weights(progress, self.config).to(self.prepared.device, self.prepared.dtype)
+        terms = self.micro_batches(self._items(indices), self.scaler.scale(weights))
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
-        factor = learning_rate_factor(progress, self.config.warmup)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * factor
-            optimizer.step()
+                group["lr"] = self.schedule.learning_rate(progress)
+            self.scaler.step(optimizer)
             optimizer.zero_grad()
+        self.scaler.update()
         self.average.update_parameters(self.model)
         self.sums += torch.tensor([*terms.tolist(), 1.0], dtype=torch.float64)
         self.position += 1
@@ -141,6 +151,14 @@ class Trainer:
             self._decide_on_compiling(seconds)
             self.clock = time.monotonic()
         self.elapsed = time.monotonic() - self.clock + self.spent_before
+
+    def _items(self, indices: Sequence[int]) -> list[Batch]:
+        """Training items, turned where `random_rotation` says so."""
+        items = [self.items[i] for i in indices]
+        if self.config.random_rotation:
+            turns = (random_rotation(self.config.seed, self.epoch, i) for i in indices)
+            items = [rotate(item, turn) for item, turn in zip(items, turns, strict=True)]
+        return items
 
     def _decide_on_compiling(self, seconds: float) -> None:
         """After the first step: compile where the fit is long enough to earn it back."""
@@ -151,13 +169,13 @@ class Trainer:
             self.console.print("compiling the training step: one to three minutes, once")
             self.step.compiled = True
             weights = loss_weights(0.0, self.config).to(self.prepared.device, self.prepared.dtype)
-            self.step(collate([self.items[i] for i in self._batches()[0]]).to(self.prepared.device), weights)
+            self.micro_batches([self.items[i] for i in self._batches()[0]], weights)
             self.model.zero_grad()
 
     def _batches(self) -> list[list[int]]:
-        """The order of this epoch; it depends on seed and epoch alone, so that a resumed fit meets the same batches."""
+        """The frames of each step of this epoch; it depends on seed and epoch alone, so that a resumed fit meets the same batches."""
         order = np.random.default_rng([self.config.seed, self.epoch]).permutation(len(self.items)).tolist()
-        size = int(self.config.batch_size or 1)
+        size = self.batch_size * self.config.grad_accum_steps
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     # Validation
@@ -170,23 +188,29 @@ class Trainer:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
         errors = error_rows(self.prepared.valid, predict_graphs(self.averaged, self.valid_graphs))[-1]
         score = self._score(errors)
+        self.schedule.validated(score)
         better = score < self.best_score
         if better:
             self.best_score, self.best = score, self._averaged_weights()
         mean = (self.sums[:3] / self.sums[3].clamp(min=1.0)).tolist()
         self.sums.zero_()
         weights = loss_weights(self.progress(), self.config).tolist()
-        units = asdict(self.prepared.units)
+        units, mse = asdict(self.prepared.units), self.config.loss == "mse"
         row = {
             "epoch": round(self._steps() / self.batches_per_epoch, 3),
             "seconds": round(self.elapsed, 1),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "loss": sum(w * m for w, m in zip(weights, mean, strict=True)),
-            **{f"train_{label}_rmse": 1e3 * units[label] * m**0.5 for label, m in zip(LABELS, mean, strict=True)},
+            **{f"train_{label}_rmse": 1e3 * units[label] * m**0.5 if mse else None for label, m in zip(LABELS, mean, strict=True)},
             **{f"valid_{name}": value for name, value in errors.items() if name not in ("config_type", "frames")},
         }
         self.rows.append(row)
         self.write_metrics()
+        if self.board is not None:
+            for name, value in row.items():
+                if value is not None:
+                    self.board.add_scalar(name, value, self._steps())
+            self.board.flush()
         if better:
             save_checkpoint(self.checkpoints / BEST, self._state())
         text = f"epoch {row['epoch']:g}  loss {row['loss']:.3g}  validation: " + _rmse_text(errors)
@@ -236,7 +260,7 @@ class Trainer:
             "average": dict(self.averaged.named_parameters()),
             "averaged_steps": int(self.average.n_averaged),
             "optimizers": {type(optimizer).__name__: optimizer.state_dict()["state"] for optimizer in self.optimizers},
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "schedule": {
                 "order": self._order(),
                 "epoch": self.epoch,
@@ -247,6 +271,8 @@ class Trainer:
                 "best": self.best,
                 "rows": self.rows,
                 "compiled": self.step.compiled,
+                "learning_rate": self.schedule.state_dict(),
+                "max_edges": self.micro_batches.max_edges,
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
@@ -255,7 +281,12 @@ class Trainer:
     def _order(self) -> dict[str, Any]:
         """What decides which frames the next step meets."""
         t = self.config
-        return {"training frames": content_hash(self.prepared.train), "batch_size": t.batch_size, "seed": t.seed}
+        return {
+            "training frames": content_hash(self.prepared.train),
+            "batch_size": t.batch_size,
+            "grad_accum_steps": t.grad_accum_steps,
+            "seed": t.seed,
+        }
 
     def _resume(self, start: Start) -> None:
         """The averaged weights come back (the model has its own), and whatever of the rest is asked for."""
@@ -272,7 +303,7 @@ class Trainer:
             self._resume_optimizers(start.path, state["optimizers"])
         if t.resume_load_scheduler:
             self._resume_schedule(start.path, state["schedule"])
-        if t.resume_load_scaler and self.scaler is not None and state["scaler"] is not None:
+        if t.resume_load_scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
     def _resume_optimizers(self, path: Path, saved: dict[str, Any]) -> None:
@@ -298,6 +329,8 @@ class Trainer:
         self.sums, self.best_score, self.rows = saved["sums"], saved["best_score"], saved["rows"]
         self.best = {name: weight.to(self.prepared.device) for name, weight in saved["best"].items()}
         self.step.compiled, self.may_compile = saved["compiled"], False
+        self.schedule.load_state_dict(saved["learning_rate"])
+        self.micro_batches.max_edges = saved["max_edges"]
         torch.set_rng_state(saved["random"])
         if saved["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(saved["random_cuda"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from flashace.derivatives import Prediction
 from flashace.graph import Graph, batch_graphs
@@ -25,6 +26,7 @@ class Batch:
     has_energy: Tensor  # [B] 0 or 1
     has_forces: Tensor  # [N] 0 or 1
     has_stress: Tensor  # [B] 0 or 1
+    counts: Tensor  # [3] energies, atoms with forces and stresses that the loss is a mean over: those of this batch, or of all its group
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -36,6 +38,7 @@ def make_item(graph: Graph, frame: Labelled, dtype: torch.dtype) -> Batch:
     n = len(frame.atoms)
     forces = np.zeros((n, 3)) if frame.forces is None else frame.forces
     stress = np.zeros((3, 3)) if frame.stress is None else frame.stress
+    has = [frame.energy is not None, n * (frame.forces is not None), frame.stress is not None]
     return Batch(
         graph=graph.with_edge_vec(graph.edge_vec.to(dtype)),
         num_atoms=torch.tensor([n]),
@@ -45,30 +48,37 @@ def make_item(graph: Graph, frame: Labelled, dtype: torch.dtype) -> Batch:
         has_energy=torch.tensor([frame.energy is not None]).to(dtype),
         has_forces=torch.full((n,), frame.forces is not None).to(dtype),
         has_stress=torch.tensor([frame.stress is not None]).to(dtype),
+        counts=torch.tensor(has).to(dtype),
     )
 
 
 def collate(items: Sequence[Batch]) -> Batch:
     """Several items as one batch."""
-    labels = {f.name: torch.cat([getattr(item, f.name) for item in items]) for f in fields(Batch) if f.name != "graph"}
-    return Batch(graph=batch_graphs([item.graph for item in items]), **labels)
+    labels = {f.name: torch.cat([getattr(item, f.name) for item in items]) for f in fields(Batch) if f.name not in ("graph", "counts")}
+    return Batch(graph=batch_graphs([item.graph for item in items]), counts=label_counts(items), **labels)
 
 
-def loss_terms(prediction: Prediction, batch: Batch, units: LossUnits) -> Tensor:
+def label_counts(items: Sequence[Batch]) -> Tensor:
+    """[3]: the labels of all items together. Given to each of several batches, it makes their losses add up to that of one large batch."""
+    return torch.stack([item.counts for item in items]).sum(0)
+
+
+def loss_terms(prediction: Prediction, batch: Batch, units: LossUnits, huber_delta: float | None = None) -> Tensor:
     """[3]: mean squared error of energy per atom, force components and stress components, each in its unit.
 
-    A term is the mean over the labels that are there, and 0 where none is.
+    A term is the sum over the labels that are there, divided by `batch.counts`, and 0 where there is none. With `huber_delta`, errors x
+    above it count δ (2|x| - δ) instead of x² (twice Huber's loss, so that both agree on small errors).
     """
+
+    def square(x: Tensor) -> Tensor:
+        return x.square() if huber_delta is None else 2 * huber_loss(x, torch.zeros_like(x), reduction="none", delta=huber_delta)
+
     dtype = batch.forces.dtype
     energy = ((prediction.energy - batch.energy) / batch.num_atoms).to(dtype) / units.energy
     forces = (prediction.forces - batch.forces) / units.forces
     stress = torch.where(batch.has_stress[:, None, None] > 0, prediction.stress - batch.stress, 0.0) / units.stress
     return torch.stack([
-        _mean(energy.square(), batch.has_energy),
-        _mean(forces.square().mean(-1), batch.has_forces),
-        _mean(stress.square().mean((-2, -1)), batch.has_stress),
-    ])  # fmt: skip
-
-
-def _mean(squares: Tensor, has: Tensor) -> Tensor:
-    return (squares * has).sum() / has.sum().clamp(min=1.0)
+        (square(energy) * batch.has_energy).sum(),
+        (square(forces).mean(-1) * batch.has_forces).sum(),
+        (square(stress).mean((-2, -1)) * batch.has_stress).sum(),
+    ]) / batch.counts.clamp(min=1.0)  # fmt: skip

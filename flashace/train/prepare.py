@@ -38,6 +38,12 @@ class Prepared:
     dtype: torch.dtype
     start: Start | None = None
 
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """The lower precision of mixed precision; None where it is not used."""
+        used = self.config.train.use_amp and self.device.type == "cuda" and self.dtype == torch.float32
+        return getattr(torch, self.config.train.amp_dtype) if used else None
+
     def decisions(self) -> list[tuple[str, str]]:
         """(what, decision) in the order in which they were made."""
         t, atoms = self.config.train, [len(frame.atoms) for frame in self.train]
@@ -47,6 +53,10 @@ class Prepared:
         units = [f"{1e3 * getattr(self.units, name):.3g} {unit}" for name, unit in UNITS.items() if getattr(self.labels, name).used]
         length += f", at most {t.max_time:g} minutes" if t.epochs and t.max_time else ""
         start = [] if self.start is None else [("start", self._start_in_words(self.start))]
+        batch = f"{t.batch_size} frames" + (f", {t.grad_accum_steps} batches per step" if t.grad_accum_steps > 1 else "")
+        amp = f"{t.amp_dtype} for linear maps" if self.amp_dtype else "off"
+        if t.use_amp and not self.amp_dtype:
+            amp += f": use_amp has no effect on {self.device} in {t.dtype}"
         return [
             *start,
             ("elements", ", ".join(self.references.values)),
@@ -54,10 +64,11 @@ class Prepared:
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
             ("reference energies", f"{energies} eV, {self.references.origin}"),
             ("cutoff", f"{self.config.model.r_max:g} Å"),
-            ("batch size", f"{t.batch_size} frames"),
+            ("batch size", batch),
             ("length", length),
             ("loss units", ", ".join(units)),
             ("device, dtype", f"{self.device}, {t.dtype}; {torch.get_num_threads()} threads"),
+            ("mixed precision", amp),
         ]
 
     def _start_in_words(self, start: Start) -> str:
@@ -97,7 +108,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     batch_size = t.batch_size or max(min(round(TYPICAL_ATOMS / num_atoms), len(train) // 10, 32), 2)
     epochs = t.epochs
     if epochs is None and t.max_time is None:
-        epochs = min(max(round(TYPICAL_STEPS * batch_size / len(train)), 10), 2000)
+        epochs = min(max(round(TYPICAL_STEPS * batch_size * t.grad_accum_steps / len(train)), 10), 2000)
     settled = replace(
         t,
         batch_size=min(batch_size, len(train)),

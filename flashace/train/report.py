@@ -19,6 +19,7 @@ from flashace.train.metrics import UNITS, ErrorTable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
 Predictions = Sequence[Mapping[str, Any]]  # per frame: energy (eV), forces [N, 3] (eV/Å), stress [3, 3] (eV/Å³) or None
 
@@ -128,6 +129,15 @@ def write_predictions(path: str | Path, frames: Sequence[Labelled], predictions:
             atoms.info["flashace_stress"] = full_3x3_to_voigt_6_stress(np.asarray(predicted["stress"], dtype=float))
         images.append(atoms)
     write(path, images, format="extxyz")
+
+
+def tensorboard_writer(folder: Path) -> "SummaryWriter":
+    """A writer of event files. Raises FlashACEError where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise FlashACEError("tensorboard: the package is not installed; `pip install flashace[tensorboard]`, or leave it out") from error
+    return SummaryWriter(folder)
 
 
 def _pair(mae: float | None, rmse: float | None) -> str:

@@ -23,10 +23,18 @@ class TrainStep:
 
     Compiled, energies, forces, loss and gradients are one traced graph (`make_fx`, then inductor), for any sizes of the batch. Shapes that
     a compiler would specialise on (a single structure, atom or neighbour where several are usual) take the plain path.
+    With `amp_dtype` (float16 or bfloat16) the linear maps of the network take their products in it; see `full_precision` for what does not.
     """
 
-    def __init__(self, model: AttentionACE, units: LossUnits, compiled: bool) -> None:
-        self.model, self.units = model, units
+    def __init__(
+        self,
+        model: AttentionACE,
+        units: LossUnits,
+        compiled: bool,
+        amp_dtype: torch.dtype | None = None,
+        huber_delta: float | None = None,
+    ) -> None:
+        self.model, self.units, self.amp_dtype, self.huber_delta = model, units, amp_dtype, huber_delta
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._fast: Any = None
         self.compiled = compiled
@@ -43,15 +51,23 @@ class TrainStep:
         else:
             terms, *gradients = self._plain(weights, *tensors)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad += gradient  # in place: needs no memory, so that a step is added as a whole or not at all
         return terms
 
     def _plain(self, weights: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         batch = _unflatten(tensors)
-        prediction = predict(self.model, batch.graph, self.model.dtype, create_graph=True)
-        terms = loss_terms(prediction, batch, self.units)
+        prediction = predict(self._energies, batch.graph, self.model.dtype, create_graph=True)
+        terms = loss_terms(prediction, batch, self.units, self.huber_delta)
         gradients = torch.autograd.grad((weights * terms).sum(), self.parameters, materialize_grads=True)
         return terms.detach(), *gradients
+
+    def _energies(self, graph: Graph) -> Tensor:
+        """The model; autocast holds for the way forward alone, backward passes keep the precision that each operation had there."""
+        with torch.autocast(graph.edge_vec.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            return self.model(graph)
 
     def _trace(self) -> Any:
         """The step as one graph of tensor operations, with symbolic sizes for B, N, E and M."""
@@ -96,5 +112,6 @@ def _example(model: AttentionACE) -> Batch:
         has_energy=torch.ones(B, dtype=dtype),
         has_forces=torch.ones(N, dtype=dtype),
         has_stress=torch.ones(B, dtype=dtype),
+        counts=torch.ones(3, dtype=dtype),
     )
     return Batch(**{f.name: getattr(batch, f.name).to(device) for f in fields(Batch)})

@@ -147,3 +147,24 @@ def test_numbers_as_people_write_them(tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"r_max": 5}) + "learning_rate: 1e-3\n")
     config = load_config(tmp_path / "c.yaml", {})
     assert (config.train.learning_rate, config.model.r_max) == (1e-3, 5.0)
+
+
+def test_weights_are_numbers_or_schedules(tmp_path):
+    (tmp_path / "c.yaml").write_text("energy_weight: {0.75: 10, 0.0: 0.1}\nforces_weight: 1e2\nstress_weight: 0\n")
+    config = load_config(tmp_path / "c.yaml", {})
+    assert (config.train.energy_weight, config.train.forces_weight, config.train.stress_weight) == ({0.0: 0.1, 0.75: 10.0}, 100.0, 0.0)
+    write_config(tmp_path / "again.yaml", config)
+    assert load_config(tmp_path / "again.yaml", {}) == config
+    assert load_config(tmp_path / "c.yaml", {"energy_weight": 3.0}).train.energy_weight == 3.0
+
+
+@pytest.mark.parametrize("name", ["energy_weight", "forces_weight", "stress_weight"])
+@pytest.mark.parametrize(
+    "value", [-1, "heavy", {}, {0.5: 1}, {0.0: 1, 1.0: 2}, {0.0: -1}, {0.0: "x"}, {"x": 1}, [1], float("nan")], ids=str
+)
+def test_a_weight_that_is_none_says_what_one_is(name, value):
+    with pytest.raises(
+        FlashACEError, match=rf"^`{name}`: .*expected a weight, or {{progress: weight}} from progress 0.0 on.*, got "
+    ) as error:
+        make_config({name: value})
+    assert ";" not in str(error.value)

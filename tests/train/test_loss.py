@@ -109,3 +109,16 @@ def test_masks_of_a_file_reach_the_loss(model, structure, tmp_path):
     batch = collate([make_item(build_graph(f.atoms, 4.0), f, torch.float64) for f in frames])
     assert (batch.has_energy.tolist(), batch.has_stress.tolist()) == ([1, 1], [1, 0])
     assert batch.has_forces.tolist() == [1] * 8 + [0] * 2
+
+
+def test_huber_is_torchs_twice_over_and_mse_for_small_errors(model, structure):
+    frames = [labelled(structure(name)) for name in ("crystal", "sheared")]
+    batch = collate([make_item(build_graph(f.atoms, model.config.r_max), f, model.dtype) for f in frames])
+    prediction = predict(model, batch.graph, model.dtype)
+    delta = 0.3
+    energy = (prediction.energy - batch.energy) / batch.num_atoms / UNITS.energy
+    pairs = (energy, (prediction.forces - batch.forces) / UNITS.forces, (prediction.stress - batch.stress) / UNITS.stress)
+    expected = torch.stack([2 * torch.nn.functional.huber_loss(x, torch.zeros_like(x), delta=delta) for x in pairs])
+    assert all((x.abs() > delta).any() for x in pairs)
+    torch.testing.assert_close(loss_terms(prediction, batch, UNITS, delta), expected)
+    torch.testing.assert_close(loss_terms(prediction, batch, UNITS, 1e9), loss_terms(prediction, batch, UNITS))

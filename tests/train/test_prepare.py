@@ -1,5 +1,7 @@
 """What a fit decides by itself, and where its model starts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -196,3 +198,27 @@ def test_readouts_start_where_there_is_nothing_to_start_from(make_model, case):
     model, graphs = make_model(), [build_graph(atoms, 4.0)] * 2
     start_readouts(model, graphs, frames)
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "expected", "told"),
+    [
+        ("cpu", {}, None, "off: use_amp has no effect on cpu in float32"),
+        ("cpu", {"use_amp": False}, None, "off"),
+        ("cuda", {}, torch.bfloat16, "bfloat16 for linear maps"),
+        ("cuda", {"amp_dtype": "float16"}, torch.float16, "float16 for linear maps"),
+        ("cuda", {"use_amp": False, "amp_dtype": "float16"}, None, "off"),
+        ("cuda", {"dtype": "float64"}, None, "off: use_amp has no effect on cuda in float64"),
+    ],
+    ids=str,
+)
+def test_mixed_precision_is_for_gpus_and_says_so(prepared, device, options, expected, told):
+    p = replace(prepared(**{"dtype": "float32", **options}), device=torch.device(device))
+    assert p.amp_dtype == expected
+    assert dict(p.decisions())["mixed precision"] == told
+
+
+def test_accumulated_batches_are_told_and_keep_the_number_of_steps(prepared):
+    assert dict(prepared(grad_accum_steps=3).decisions())["batch size"] == "4 frames, 3 batches per step"
+    one, three = (prepared(epochs=None, batch_size=2, grad_accum_steps=k).config.train.epochs for k in (1, 3))
+    assert one <= three

@@ -1,0 +1,137 @@
+"""One gradient in many parts: whatever the parts are, it is that of the whole."""
+
+import numpy as np
+import pytest
+import torch
+
+from flashace.errors import FlashACEError
+from flashace.graph import build_graph
+from flashace.train.data import Labelled
+from flashace.train.loss import collate, make_item
+from flashace.train.micro import MicroBatches
+from flashace.train.statistics import LossUnits
+from flashace.train.step import TrainStep
+
+UNITS = LossUnits(energy=0.1, forces=2.0, stress=0.05)
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+SAME = 1e-10  # of the largest component, in float64
+MESSAGES = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory."),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:113] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    "python": MemoryError(),
+}
+
+
+@pytest.fixture
+def items(structure):
+    """Seven structures of 1 to 10 atoms; each label is missing somewhere, the stress in whole parts."""
+    names = ("crystal", "molecule", "primitive", "atom", "one atom per cell", "slab in vacuum", "wire")
+    rng, items = np.random.default_rng(0), []
+    for i, name in enumerate(names):
+        atoms = structure(name)
+        energy = None if i == 2 else -6.0 * len(atoms)
+        forces = None if i in (0, 5) else rng.normal(size=(len(atoms), 3))
+        stress = np.eye(3) * 0.1 if i in (0, 5) else None
+        items.append(make_item(build_graph(atoms, 4.0), Labelled(atoms, energy, forces, stress, "", "x#0"), torch.float64))
+    return items
+
+
+@pytest.fixture
+def whole(make_model, items):
+    """A model, and terms and gradients of all items as one batch."""
+    model = make_model(num_layers=1)
+    terms = TrainStep(model, UNITS, compiled=False)(collate(items), WEIGHTS)
+    return model, terms, taken(model)
+
+
+def taken(model):
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    return gradients
+
+
+def same(one, other):
+    largest = max(float(g.abs().max()) for g in other.values())
+    return all((g - other[name]).abs().max() <= SAME * largest for name, g in one.items())
+
+
+def micro_batches(model, batch_size, max_edges=10**9, step=None):
+    said = []
+    return MicroBatches(step or TrainStep(model, UNITS, compiled=False), batch_size, max_edges, torch.device("cpu"), said.append), said
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 7, 100])
+def test_micro_batches_give_the_gradient_of_one_large_batch(whole, items, batch_size):
+    model, terms, gradients = whole
+    parts, said = micro_batches(model, batch_size)
+    torch.testing.assert_close(parts(items, WEIGHTS), terms)
+    assert same(taken(model), gradients)
+    assert not said
+
+
+def test_a_plain_mean_over_micro_batches_would_be_caught(whole, items):
+    model, _, gradients = whole
+    step = TrainStep(model, UNITS, compiled=False)
+    for part in (items[:4], items[4:]):
+        step(collate(part), WEIGHTS / 2)
+    assert not same(taken(model), gradients)
+
+
+@pytest.mark.parametrize("max_edges", [1, 100, 200])
+def test_too_many_edges_are_divided(whole, items, max_edges):
+    model, terms, gradients = whole
+    sizes = []
+
+    class Recording(TrainStep):
+        def __call__(self, batch, weights):
+            sizes.append((batch.num_atoms.shape[0], batch.graph.edge_vec.shape[0]))
+            return super().__call__(batch, weights)
+
+    parts, said = micro_batches(model, 100, max_edges, Recording(model, UNITS, compiled=False))
+    for _ in range(2):
+        torch.testing.assert_close(parts(items, WEIGHTS), terms)
+        assert same(taken(model), gradients)
+    assert all(edges <= max_edges or structures == 1 for structures, edges in sizes)
+    assert len(said) == 1
+    assert f"more than {max_edges} neighbour pairs (max_edges_per_step)" in said[0]
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+@pytest.mark.parametrize("fits", [1, 3])
+def test_running_out_of_memory_divides_the_batch(whole, items, kind, fits):
+    model, terms, gradients = whole
+    failures = []
+
+    class Small(TrainStep):
+        def __call__(self, batch, weights):
+            if batch.num_atoms.shape[0] > fits:
+                failures.append(batch)
+                raise MESSAGES[kind]
+            return super().__call__(batch, weights)
+
+    parts, said = micro_batches(model, 7, step=Small(model, UNITS, compiled=False))
+    torch.testing.assert_close(parts(items, WEIGHTS), terms)
+    assert same(taken(model), gradients)
+    first = len(failures)
+    parts(items, WEIGHTS)
+    assert len(failures) - first < first  # it has learned
+    assert len(said) == 1
+    assert "7 structures" in said[0]
+
+
+def test_one_structure_that_does_not_fit_is_named(make_model, items):
+    def step(batch, weights):
+        raise MESSAGES["cpu"]
+
+    parts, _ = micro_batches(make_model(num_layers=1), 2, step=step)
+    with pytest.raises(FlashACEError, match=r"one structure of 8 atoms and [0-9]+ neighbour pairs does not fit into the memory of cpu"):
+        parts(items[:1], WEIGHTS)
+
+
+def test_other_errors_are_not_hidden(make_model, items):
+    def step(batch, weights):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    parts, _ = micro_batches(make_model(num_layers=1), 2, step=step)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        parts(items, WEIGHTS)
