@@ -60,7 +60,7 @@ class Trainer:
         huber_delta = self.config.huber_delta if self.config.loss == "huber" else None
         self.step = TrainStep(self.model, prepared.units, self.config.compile is True, prepared.amp_dtype, huber_delta)
         self.batch_size = int(self.config.batch_size or 1)
-        self.micro_batches = MicroBatches(self.step, self.batch_size, self.config.max_edges_per_step, prepared.device, console.print)
+        self.micro_batches = MicroBatches(self.step, self.batch_size, self.config.max_edges_per_step, prepared.device, self._say)
         self.batches_per_epoch = math.ceil(len(self.items) / (self.batch_size * self.config.grad_accum_steps))
         self.epoch, self.position, self.elapsed = 0, 0, 0.0
         self.sums = torch.zeros(4, dtype=torch.float64)  # of the loss terms since the last validation, and their number
@@ -76,6 +76,9 @@ class Trainer:
     def averaged(self) -> AttentionACE:
         """The model with averaged weights."""
         return cast(AttentionACE, self.average.module)
+
+    def _say(self, sentence: str) -> None:
+        self.console.print(sentence, soft_wrap=True)
 
     def _graphs(self, *sets: Sequence[Labelled]) -> list[Sequence[Graph]]:
         r_max = self.prepared.config.model.r_max

@@ -44,6 +44,8 @@ class TrainStep:
         tensors = _flatten(batch)
         if self.compiled and self._fast is None:
             self._fast = torch.compile(self._trace(), dynamic=True)
+            with torch.no_grad():  # first on sizes that all differ: sizes equal by chance would be tied, and the next batch compiled again
+                self._fast(torch.ones_like(weights), *_flatten(_example(self.model)))
         usual = min(batch.num_atoms.shape[0], *batch.graph.slots.shape, batch.graph.edge_vec.shape[0]) > 1
         if self.compiled and usual:
             with torch.no_grad():
