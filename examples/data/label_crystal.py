@@ -38,7 +38,6 @@ NUM_FRAMES = {
     "vacancy": 12,
     "supercell_600K": 4,
 }
-NUM_LABELLED = 109  # of these, mixed, are in the file; a larger number adds frames to it
 
 
 def frames() -> list[Atoms]:
@@ -67,7 +66,7 @@ def frames() -> list[Atoms]:
                 atoms = makers[config_type](i, num)
             atoms.info["config_type"] = config_type
             made.append(atoms)
-    return [isolated("Si"), isolated("C")] + [made[k] for k in rng.permutation(len(made))[:NUM_LABELLED]]
+    return [isolated("Si"), isolated("C")] + [made[k] for k in rng.permutation(len(made))]
 
 
 def crystal() -> Atoms:
