@@ -69,12 +69,13 @@ class FlashACE(Calculator):
         unknown = sorted(set(parameters) - {"model", "device", "dtype"})
         if unknown:
             raise FlashACEError(f"parameters: expected model, device or dtype, got {', '.join(unknown)}")
+        p = {**self.parameters, **parameters}
+        if p == self.parameters:
+            return {}
+        self.model = load_model(p["model"], choose_dtype(p["dtype"]), choose_device(p["device"]))  # before anything is noted down
+        self.device = self.model.embedding.device
         changed = super().set(**parameters)
-        if changed:
-            p = self.parameters
-            self.model = load_model(p["model"], choose_dtype(p["dtype"]), choose_device(p["device"]))
-            self.device = self.model.embedding.device
-            self.reset()
+        self.reset()
         return changed
 
     @property

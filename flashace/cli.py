@@ -4,7 +4,6 @@ import ctypes
 import itertools
 import json
 import platform
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,9 +17,11 @@ from flashace.calculator import choose_device, choose_dtype
 from flashace.errors import FlashACEError
 from flashace.model_file import load_model, read_header
 from flashace.train import report
+from flashace.train.checkpoint import checkpoints_in
 from flashace.train.config import FitConfig, load_config
 from flashace.train.data import LabelKeys, read_labelled
 from flashace.train.evaluate import error_rows, predict_graphs
+from flashace.train.loop import LEFT_BY_A_FIT
 from flashace.train.loop import fit as run_fit
 from flashace.train.neighbors import build_graphs
 from flashace.train.prepare import prepare
@@ -28,7 +29,6 @@ from flashace.verify import PRECISIONS, calculator_factory, law_table
 from flashace.verify import verify as verify_laws
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-FIT_LEAVES = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png", "checkpoints")
 CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 
@@ -115,8 +115,9 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     output = prepared.config.train.output
     if folder is None:
         folder = _default_folder(prepared.config.train.data[0], overwrite) if output is None else Path(output)
-        _make_room(folder, overwrite)
-    if not run_fit(prepared, folder, console, resume=resume is not None, started=started):
+        if not overwrite:
+            _refuse_existing(folder)
+    if not run_fit(prepared, folder, console, resume=resume is not None, overwrite=overwrite, started=started):
         console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
         raise SystemExit(130)
     console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
@@ -220,12 +221,8 @@ def _default_folder(data: str, overwrite: bool) -> Path:
     return first if overwrite or not first.exists() else next(folder for folder in numbered if not folder.exists())
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
-    left = [folder / name for name in FIT_LEAVES if (folder / name).exists()]
-    if left:
-        if not overwrite:
-            raise FlashACEError(
-                f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, or --resume {folder}"
-            )
-        for path in left:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _refuse_existing(folder: Path) -> None:
+    if any((folder / name).exists() for name in LEFT_BY_A_FIT) or checkpoints_in(folder / "checkpoints"):
+        raise FlashACEError(
+            f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, or --resume {folder}"
+        )

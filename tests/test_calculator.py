@@ -301,3 +301,13 @@ def test_loading_takes_the_weights_as_they_are(model_file, model):
     loaded = load_model(model_file, torch.float64)
     assert not any(p.requires_grad for p in loaded.parameters())
     assert all((p == dict(model.named_parameters())[name]).all() for name, p in loaded.named_parameters())
+
+
+def test_a_refused_change_leaves_everything_as_it_was(model_file):
+    calculator = FlashACE(model_file)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            calculator.set(model="nope.pt")
+    assert calculator.parameters["model"] == str(model_file)
+    calculator.set(dtype="float64")
+    assert calculator.model.dtype == torch.float64

@@ -159,6 +159,16 @@ def test_overwrite_deletes_what_a_fit_left_and_nothing_else(flashace, write_yaml
     assert Path("c.yaml").is_file()
 
 
+def test_overwrite_spares_the_old_fit_until_the_new_one_can_start(flashace, write_yaml, data_file):
+    write_yaml(Path("c.yaml"), epochs=1, checkpoint_dir="kept")
+    assert flashace("fit", data_file, "-c", "c.yaml", "-o", "run").exit_code == 0
+    before = Path("run/model.pt").read_bytes()
+    one_line_error(flashace("fit", data_file, "-c", "c.yaml", "-o", "run", "--overwrite", "--r-max", 0.2), "r_max=0.2")
+    assert Path("run/model.pt").read_bytes() == before
+    assert flashace("fit", data_file, "-c", "c.yaml", "-o", "run", "--overwrite", "--seed", 7).exit_code == 0
+    assert Path("run/model.pt").read_bytes() != before
+
+
 def test_an_empty_folder_may_be_named(flashace, write_yaml, data_file):
     Path("run").mkdir()
     write_yaml(Path("c.yaml"), epochs=1)

@@ -10,7 +10,7 @@ from flashace.nn.linear import Linear, TensorLinear, full_precision
 class NeighbourAttention(nn.Module):
     """Each atom attends over its neighbours, with one head per group of channels.
 
-    score   a^h_ij = q^h(s_i)·κ_ij / √d + Σ_l c^h_l,ij ⟨Q^h_l(t_i), Y_l(r̂_ij)⟩
+    score   a^h_ij = q^h(s_i)·κ_ij / √d + Σ_l c^h_l,ij ⟨Q^h_l(t_i), Y_l(r̂_ij)⟩ / √(2l+1)
     weight  α^h_ij = f_ij exp(a^h_ij) / (1 + Σ_k f_ik exp(a^h_ik))
     basis   Σ_j α^h(k)_ij R_kl,ij Y_lm(r̂_ij)  and  Σ_j f_ij R_kl,ij Y_lm(r̂_ij) / √⟨N⟩
     """

@@ -1,4 +1,4 @@
-"""Distance in, radial basis and envelope out; both end smoothly at the cutoff. A new basis is one class and one line in `BASES`."""
+"""Distance in, radial basis and envelope out; both end smoothly at the cutoff. A new basis is one class here and one line in `model.py`."""
 
 import math
 
@@ -67,9 +67,6 @@ class GaussianBasis(nn.Module):
     def forward(self, r: Tensor) -> Tensor:
         """r [...] in Å -> [..., num_radial]."""
         return torch.exp(-0.5 * ((r.unsqueeze(-1) - self.centres) / self.widths) ** 2)
-
-
-BASES = {"bessel": BesselBasis, "gaussian": GaussianBasis}
 
 
 def _positive_parameter(value: Tensor, trainable: bool) -> nn.Parameter:

@@ -36,6 +36,7 @@ from flashace.train.prepare import Prepared, make_model, start_readouts
 from flashace.train.step import TrainStep
 
 COMPILE_PAYS = 12 * 60  # s of plain training above which compiling is worth its one to three minutes
+LEFT_BY_A_FIT = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png")
 FOR_THE_END = 0.03  # part of `max_time` kept for the closing table and the pictures
 
 
@@ -107,6 +108,8 @@ class Trainer:
                     bar.update(task, description=self._validate())
                 if self.position == 0 and self.epoch % self.config.checkpoint_interval == 0:
                     self.save()
+        if self.progress() >= 1.0 and self.sums[3] > 0:  # the time was over just after the last validation
+            self._validate()
         if self.schedule.ends:
             self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
         self.save()
@@ -117,10 +120,11 @@ class Trainer:
         done = 0.0
         if self.config.epochs:
             done = (self.epoch + self.position / self.batches_per_epoch) / self.config.epochs
-        if self.config.max_time and self.clock is not None:
-            end = self.started + self.config.max_time * 60 * (1 - FOR_THE_END) - self.spent_before
+        if self.config.max_time:
             now = time.monotonic()
-            done = max(done, (self.spent_before + now - self.clock) / max(self.spent_before + end - self.clock, 1e-9))
+            clock = now if self.clock is None else self.clock
+            whole = self.started + self.config.max_time * 60 * (1 - FOR_THE_END) - clock
+            done = max(done, (self.spent_before + now - clock) / max(whole, 1e-9))
         return min(done, 1.0)
 
     def _run_epoch(self, stop: Sequence[int], tick: Callable[[], None]) -> None:
@@ -139,15 +143,22 @@ class Trainer:
         terms = self.micro_batches(self._items(indices), self.scaler.scale(weights))
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm)
+        finite = bool(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm).isfinite())
+        if not finite and not self.scaler.is_enabled():
+            raise FlashACEError(
+                f"the gradient of step {self._steps() + 1} is not finite (loss terms {terms.tolist()}); lower --learning-rate, "
+                f"or look for broken frames among {[self.prepared.train[i].origin for i in indices]}"
+            )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.learning_rate(progress)
-            self.scaler.step(optimizer)
+            if finite:  # or the scale was too large for float16: then no optimizer steps, and the next scale is smaller
+                self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
-        self.average.update_parameters(self.model)
-        self.sums += torch.tensor([*terms.tolist(), 1.0], dtype=torch.float64)
+        if finite:
+            self.average.update_parameters(self.model)
+            self.sums += torch.tensor([*terms.tolist(), 1.0], dtype=torch.float64)
         self.position += 1
         seconds = time.monotonic() - begin
         if self.clock is None:
@@ -184,7 +195,9 @@ class Trainer:
     # Validation
 
     def _valid_is_due(self) -> bool:
-        """Every epoch, but at least a hundred steps apart, and at the end."""
+        """Every epoch, but at least a hundred steps apart, and at the end; never twice after the same step."""
+        if self.sums[3] == 0:
+            return False
         return self.progress() >= 1.0 or (self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0)
 
     def _validate(self) -> str:
@@ -204,7 +217,10 @@ class Trainer:
             "seconds": round(self.elapsed, 1),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "loss": sum(w * m for w, m in zip(weights, mean, strict=True)),
-            **{f"train_{label}_rmse": 1e3 * units[label] * m**0.5 if mse else None for label, m in zip(LABELS, mean, strict=True)},
+            **{
+                f"train_{label}_rmse": 1e3 * units[label] * m**0.5 if mse and getattr(self.prepared.labels, label).used else None
+                for label, m in zip(LABELS, mean, strict=True)
+            },
             **{f"valid_{name}": value for name, value in errors.items() if name not in ("config_type", "frames")},
         }
         self.rows.append(row)
@@ -331,9 +347,10 @@ class Trainer:
         self.elapsed = self.spent_before = saved["elapsed"]
         self.sums, self.best_score, self.rows = saved["sums"], saved["best_score"], saved["rows"]
         self.best = {name: weight.to(self.prepared.device) for name, weight in saved["best"].items()}
-        self.step.compiled, self.may_compile = saved["compiled"], False
+        if self.may_compile:
+            self.step.compiled, self.may_compile = saved["compiled"], False
         self.schedule.load_state_dict(saved["learning_rate"])
-        self.micro_batches.max_edges = saved["max_edges"]
+        self.micro_batches.max_edges = min(self.micro_batches.max_edges, saved["max_edges"])
         torch.set_rng_state(saved["random"])
         if saved["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(saved["random_cuda"])
@@ -375,15 +392,21 @@ class Trainer:
         }
 
 
-def fit(prepared: Prepared, folder: Path, console: Console, resume: bool = False, started: float | None = None) -> bool:
+def fit(
+    prepared: Prepared, folder: Path, console: Console, resume: bool = False, overwrite: bool = False, started: float | None = None
+) -> bool:
     """Fit and leave a run `folder`; False where the fit was interrupted and can be resumed.
 
-    With `resume` it goes on in a folder that exists. Raises FlashACEError where the folder for checkpoints holds those of another fit.
+    With `resume` it goes on in a folder that exists; with `overwrite` the fit in that folder is deleted, once this one is ready to start.
+    Raises FlashACEError where the folder for checkpoints holds those of another fit.
     """
     trainer = Trainer(prepared, folder, console, time.monotonic() if started is None else started)
     if not resume:
-        if checkpoints_in(trainer.checkpoints):
+        own = trainer.checkpoints.resolve().is_relative_to(folder.resolve())
+        if checkpoints_in(trainer.checkpoints) and not (overwrite and own):
             raise FlashACEError(f"checkpoint_dir: {trainer.checkpoints} holds checkpoints of another fit; name another folder or empty it")
+        for path in [*(folder / name for name in LEFT_BY_A_FIT), *checkpoints_in(trainer.checkpoints), trainer.checkpoints / BEST]:
+            path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder / "config.yaml", prepared.config)
     trainer.write_metrics()

@@ -18,13 +18,14 @@ from flashace.train.muon import Muon
 def make_optimizers(model: AttentionACE, config: TrainConfig) -> list[Optimizer]:
     """Muon (Jordan et al. 2024; updates scaled to AdamW's size, Liu et al., arXiv:2502.16982) for the matrices of linear maps inside the
     layers, AdamW for everything else: embeddings, path weights, biases, layer scales, readouts. With `optimizer: adamw`, AdamW for all."""
-    matrices = _hidden_matrices(model) if config.optimizer == "muon" else []
+    matrices = _hidden_matrices(model)
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    optimizers: list[Optimizer] = [AdamW(rest, lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True)]
-    if matrices:
-        optimizers.append(Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay))
-    return optimizers
+    adamw: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
+    if config.optimizer == "adamw":
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": matrices, "weight_decay": config.weight_decay}]
+        return [AdamW(groups, **adamw)]
+    return [AdamW(rest, **adamw), Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay)]
 
 
 class Schedule:

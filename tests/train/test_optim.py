@@ -189,3 +189,18 @@ def test_a_schedule_comes_back_as_it_was():
             other.validated(score)
             assert (one.learning_rate(0.5), one.ends) == (other.learning_rate(0.5), other.ends)
     assert one.ends
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_weight_decay_is_for_the_matrices_alone(make_model, optimizer):
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for o in make_optimizers(model, TrainConfig(optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)):
+        o.step()
+    smaller = {name for name, p in model.named_parameters() if (p != before[name]).any()}
+    _, muon = make_optimizers(model, TrainConfig(optimizer="muon"))
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert smaller == {names[id(p)] for p in parameters_of(muon)}
+    assert all(torch.allclose(p, 0.95 * before[name]) for name, p in model.named_parameters() if name in smaller)

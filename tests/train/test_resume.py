@@ -3,6 +3,7 @@
 import csv
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -235,6 +236,28 @@ def test_resume_load_optimizer(fit, trainer, tmp_path):
     assert resumed.progress() == 0.0
     with pytest.raises(FlashACEError, match="expected the state of AdamW, got AdamW and Muon; choose the same `optimizer`"):
         trainer(resume_from="run", resume_load_optimizer=True, optimizer="adamw")
+
+
+def test_the_clock_goes_on_where_it_stopped(fit, data_file, tiny_fit, tmp_path):
+    """The first step after a restart belongs to the part of the schedule that was reached, not to its beginning."""
+    fit("run")
+    options = {"resume_from": "run", "resume_load_scheduler": True, "epochs": None, "max_time": 10.0}
+    prepared = prepare(make_config({**tiny_fit, "data": [str(data_file)], **options}))
+    resumed = loop.Trainer(prepared, tmp_path / "trainer", Console(quiet=True), time.monotonic())
+    assert resumed.clock is None
+    resumed.spent_before = 300.0  # s
+    assert 0.4 < resumed.progress() < 0.6
+
+
+def test_a_gradient_that_is_not_finite_ends_the_fit_with_a_word(fit, monkeypatch):
+    def broken(self, batch, weights):
+        self.parameters[0].grad = torch.full_like(self.parameters[0], torch.nan)
+        return torch.zeros(3)
+
+    monkeypatch.setattr(TrainStep, "__call__", broken)
+    result = fit("run", ok=False)
+    assert result.exit_code == 1
+    assert "the gradient of step 1 is not finite" in " ".join(result.output.split())
 
 
 def test_resume_load_scheduler(fit, trainer, tmp_path):
