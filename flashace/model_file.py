@@ -26,10 +26,7 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
     path = Path(path)
     header = {
         "format": FORMAT,
-        "config": asdict(model.config),
-        "atomic_energies": model.e0,
-        "scale": model.scale,
-        "avg_num_neighbors": model.avg_num_neighbors,
+        **describe(model),
         "provenance": dict(provenance),
     }
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
@@ -37,6 +34,16 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
     partial.replace(path)
+
+
+def describe(model: AttentionACE) -> dict[str, Any]:
+    """What the weights of a model mean nothing without."""
+    return {
+        "config": asdict(model.config),
+        "atomic_energies": model.e0,
+        "scale": model.scale,
+        "avg_num_neighbors": model.avg_num_neighbors,
+    }
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AttentionACE:

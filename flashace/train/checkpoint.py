@@ -3,15 +3,14 @@
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flashace.errors import FlashACEError
-from flashace.model import AttentionACE
-from flashace.model_file import load_model
+from flashace.model_file import describe, load_model
 
 BEST = "best.pt"
 
@@ -26,16 +25,6 @@ class Start:
     average: dict[str, torch.Tensor]
     reference_energies: str  # where they came from
     state: dict[str, Any] | None  # None of a model file
-
-
-def describe(model: AttentionACE) -> dict[str, Any]:
-    """What the weights of a model mean nothing without."""
-    return {
-        "config": asdict(model.config),
-        "atomic_energies": model.e0,
-        "scale": model.scale,
-        "avg_num_neighbors": model.avg_num_neighbors,
-    }
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -20,10 +20,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.model import AttentionACE
-from flashace.model_file import save_model
+from flashace.model_file import describe, save_model
 from flashace.train import report
 from flashace.train.augment import random_rotation, rotate
-from flashace.train.checkpoint import BEST, Start, checkpoint_name, checkpoints_in, describe, keep_newest, save_checkpoint
+from flashace.train.checkpoint import BEST, Start, checkpoint_name, checkpoints_in, keep_newest, save_checkpoint
 from flashace.train.config import write_config
 from flashace.train.data import LABELS, Labelled, content_hash
 from flashace.train.evaluate import error_rows, predict_graphs
