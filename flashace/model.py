@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -44,9 +44,7 @@ class ModelConfig:
     radial_trainable: bool = Field(False, description="frequencies, or centres and widths, are learned")
     gaussian_width: float | None = Field(None, gt=0, description="width of the Gaussians in Å; r_max / num_radial where not given")
     envelope_exponent: int = Field(6, ge=2, le=100, description="exponent p of the polynomial envelope")
-    zbl: bool = Field(
-        True, description="add the ZBL repulsion of the nuclei below the sum of the covalent radii; the network learns the rest"
-    )
+    zbl: bool = Field(True, description="add the ZBL repulsion of the nuclei below 0.9 of the shortest distance in training")
 
     @property
     def heads(self) -> int:
@@ -68,8 +66,9 @@ class AttentionACE(nn.Module):
     has exactly its reference energy. `atomic_energies` maps symbols to E0 in eV and says which elements the model knows; `scale` is in eV.
     `shortest_distances` of the training data, {"C-Si": 1.3} in Å, has no entry for a pair that is never within `r_max`.
 
-    With ZBL, the network takes pairs that are much closer than those for hardly closer ones (`never_closer`), and ZBL alone goes on: beyond
-    its data the network is a polynomial of high degree, which no repulsion would make up for.
+    With ZBL, the network is taken at its word down to 0.9 of those. There ZBL begins, of which training sees nothing then, and there the
+    network starts to take closer pairs for hardly closer ones (`never_closer`): beyond its data it is a polynomial of high degree, and no
+    repulsion would make up for it. ZBL of a pair that the data does not have ends at the sum of the covalent radii.
     """
 
     element_index: Tensor  # atomic number -> index among the S elements, UNKNOWN where it is none of them
@@ -96,7 +95,8 @@ class AttentionACE(nn.Module):
         self.register_buffer("element_index", element_index, persistent=False)
 
         self.shortest_distances = None if shortest_distances is None else dict(shortest_distances)
-        self.register_buffer("shortest", _pair_table(shortest_distances, self.symbols, config.r_max), persistent=False)
+        never = torch.full((len(numbers), len(numbers)), 0.0 if shortest_distances is None else config.r_max)
+        self.register_buffer("shortest", _pair_table(shortest_distances, self.symbols, never), persistent=False)
 
         c = config
         radial: dict[str, nn.Module] = {
@@ -111,7 +111,10 @@ class AttentionACE(nn.Module):
         self.to(dtype)
         # float64 always: total energies of thousands of eV have to be resolved to µeV
         self.register_buffer("atomic_energies", torch.tensor(list(self.e0.values()), dtype=torch.float64), persistent=False)
-        self.repulsion = Repulsion(numbers, c.r_max) if c.zbl else None
+        radius = torch.from_numpy(covalent_radii[numbers])
+        bond = (radius + radius[:, None]).clamp(max=c.r_max)
+        trusted = {pair: TRUSTED * r for pair, r in (shortest_distances or {}).items()}
+        self.repulsion = Repulsion(numbers, _pair_table(trusted, self.symbols, bond)) if c.zbl else None
         self.uncertainty = None
 
     @property
@@ -212,9 +215,9 @@ class AttentionACE(nn.Module):
             )
 
 
-def _pair_table(distances: Mapping[str, float] | None, symbols: list[str], r_max: float) -> Tensor:
-    """[S, S] of {"C-Si": 1.3}: `r_max` for pairs without an entry, and 0 for all where nothing is known."""
-    table = torch.full((len(symbols), len(symbols)), 0.0 if distances is None else r_max)
+def _pair_table(distances: Mapping[str, float] | None, symbols: list[str], elsewhere: Tensor) -> Tensor:
+    """[S, S] of {"C-Si": 1.3}, and of `elsewhere` [S, S] for pairs without an entry."""
+    table = elsewhere.clone()
     for pair, distance in (distances or {}).items():
         a, b = map(symbols.index, pair.split("-"))
         table[a, b] = table[b, a] = float(distance)

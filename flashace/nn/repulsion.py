@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from ase.data import covalent_radii
 from torch import Tensor, nn
 
 from flashace.nn.linear import full_precision
@@ -20,21 +19,19 @@ class Repulsion(nn.Module):
     """Half of V(r) = f(r) · COULOMB · Z_i Z_j / r · Σ_k A_k exp(-d_k r / a), a = SCREENING / (Z_i^0.23 + Z_j^0.23), for each edge.
 
     The universal potential of Ziegler, Biersack and Littmark (The Stopping and Range of Ions in Solids, 1985), with an envelope f that ends
-    it at the sum of the covalent radii, or at `r_max` where that is less: value, first and second derivative vanish there.
-    The species are those of `numbers`, by index. Always float64.
+    it at `end` [S, S] in Å: value, first and second derivative vanish there. The species are those of `numbers`, by index. Always float64.
     """
 
     strength: Tensor  # [S, S] eV Å
     length: Tensor  # [S, S] Å, a
     end: Tensor  # [S, S] Å
 
-    def __init__(self, numbers: Sequence[int], r_max: float) -> None:
+    def __init__(self, numbers: Sequence[int], end: Tensor) -> None:
         super().__init__()
         z = torch.tensor(numbers, dtype=torch.float64)
-        radius = torch.from_numpy(covalent_radii[list(numbers)])
         self.register_buffer("strength", COULOMB * torch.outer(z, z), persistent=False)
         self.register_buffer("length", SCREENING / (z**0.23 + z[:, None] ** 0.23), persistent=False)
-        self.register_buffer("end", (radius + radius[:, None]).clamp(max=r_max), persistent=False)
+        self.register_buffer("end", end.double(), persistent=False)
 
     @full_precision
     def forward(self, edge_vec: Tensor, centre: Tensor, neighbour: Tensor) -> Tensor:
