@@ -274,12 +274,35 @@ def test_below_the_distances_of_the_data_zbl_goes_on_alone(make_model, a, b, lea
     assert curve[0] > 1e3
 
 
-def test_pairs_of_the_data_are_seen_as_they_are(make_model, structure):
+@pytest.mark.parametrize(
+    ("shortest", "a", "b", "end"),
+    [
+        (SHORTEST, "Si", "C", 0.9 * 1.8),
+        (SHORTEST, "Si", "Si", 0.9 * 2.4),
+        (SHORTEST, "C", "C", 0.76 + 0.76),  # covalent radii of Cordero et al.
+        (None, "Si", "Si", 1.11 + 1.11),
+        ({"Si-Si": 1.2}, "Si", "Si", 0.9 * 1.2),
+    ],
+)
+def test_zbl_begins_below_the_data_or_the_covalent_radii(make_model, shortest, a, b, end):
+    """Within the range of the data there is no ZBL to be unlearned."""
+    repulsion = make_model(zbl=True, shortest_distances=shortest).repulsion
+    vec = torch.tensor([[end, 0, 0], [0.98 * end, 0, 0]], dtype=torch.float64)
+    beyond, within = repulsion(vec, *(torch.full((2,), ["C", "Si"].index(x)) for x in (a, b)))
+    assert beyond == 0 < within
+
+
+def test_zbl_never_reaches_beyond_the_cutoff(make_model):
+    assert make_model(zbl=True, r_max=1.0).repulsion.end.max() == 1.0
+
+
+def test_within_the_data_zbl_changes_nothing(make_model, structure):
     atoms = structure("crystal")
-    with_distances = make_model(shortest_distances=dict.fromkeys(("C-C", "C-Si", "Si-Si"), 1.5))
-    assert torch.equal(energies(with_distances, atoms), energies(make_model(), atoms))
-    strange = make_model(zbl=False, shortest_distances=dict.fromkeys(("C-C", "C-Si", "Si-Si"), 3.0))
-    assert torch.equal(energies(strange, atoms), energies(make_model(zbl=False), atoms))  # nothing without ZBL
+    without = energies(make_model(zbl=False), atoms)
+    shortest = dict.fromkeys(("C-C", "C-Si", "Si-Si"), 1.5)
+    assert torch.equal(energies(make_model(zbl=True, shortest_distances=shortest), atoms), without)
+    assert not torch.equal(energies(make_model(zbl=True, shortest_distances=dict.fromkeys(shortest, 3.0)), atoms), without)
+    assert torch.equal(energies(make_model(zbl=False, shortest_distances=dict.fromkeys(shortest, 3.0)), atoms), without)
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.8, 0.85, 0.9, 1.0])
