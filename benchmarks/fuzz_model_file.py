@@ -29,12 +29,13 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from click.testing import CliRunner
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save
 
-from flashace import model_file
+from flashace import cli, model_file
 from flashace.errors import FlashACEError
 from flashace.graph import build_graph
 
@@ -43,7 +44,7 @@ MEMORY = 2 * 2**30  # bytes that a reader of a file of kilobytes may take
 SECONDS = 20
 NASTY: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2, 7, 10**6, 10**9, 10**18, 10**400, 0.5, -2.5, 1e-300, 1e300, float("nan"), float("inf"), -float("inf"),
-    "", "x", "1", "Si", "\ud800", "x" * 5000, [], [1], {}, {"a": 1}, [[[[1]]]],
+    "", "x", "1", "Si", "[/x]", "\ud800", "x" * 5000, [], [1], {}, {"a": 1}, [[[[1]]]],
 )  # fmt: skip
 DTYPES = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float64,
@@ -115,12 +116,13 @@ def _too_long(*_: Any) -> None:
 
 
 def judge(path: Path) -> str:
-    """loaded, refused, or what went wrong. A file that loads is used on a pair of atoms."""
+    """loaded, refused, or what went wrong. A file that loads is used on a pair of atoms, and shown by `flashace info`."""
     try:
         with torch.random.fork_rng(devices=[]):
             model_file.read_header(path)
             model = model_file.load_model(path, torch.float64)
             model(build_graph(Atoms([model.symbols[0]] * 2, [[0, 0, 0], [0.9, 0.8, 0.7]]), model.config.r_max))
+            CliRunner().invoke(cli.main, ["info", str(path)], catch_exceptions=False)
         return "loaded"
     except FlashACEError as error:
         str(error).encode()  # what cannot be printed is no message

@@ -32,7 +32,8 @@ from flashace.train.prepare import Prepared, prepare
 from flashace.verify import PRECISIONS, calculator_factory, law_table
 from flashace.verify import verify as verify_laws
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+# file names and labels are shown as they are: "[1]" and ":o:" in them are no markup
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
 CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 
@@ -144,12 +145,12 @@ def check(data: tuple[str, ...], json_file: str | None, **keys: Any) -> None:
     findings, labels = check_labels(data, _label_keys(keys))
     console.print(report.label_table(labels))
     console.print(finding_table(findings))
-    console.print(mends(findings), soft_wrap=True, markup=False)
+    console.print(mends(findings), soft_wrap=True)
     if json_file is not None:
         Path(json_file).write_text(json.dumps([finding.as_json() for finding in findings], indent=1, ensure_ascii=False) + "\n")
     wrong = [finding.what for finding in findings if finding.severity == "surely wrong"]
     if wrong:
-        console.print(f"surely wrong: {'; '.join(wrong)}", soft_wrap=True, markup=False)
+        console.print(f"surely wrong: {'; '.join(wrong)}", soft_wrap=True)
         raise SystemExit(1)
 
 
@@ -222,7 +223,7 @@ def info(model: str) -> None:
     table.add_row("format", str(header["format"]))
     for name in ("training_data", "versions"):
         for key, value in provenance.get(name, {}).items():
-            table.add_row(f"{name.replace('_', ' ')}: {key}", ", ".join(value) if isinstance(value, list) else str(value))
+            table.add_row(f"{name.replace('_', ' ')}: {key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
     console.print(table)
     if "errors" in provenance:
         console.print(report.error_table(provenance["errors"]))
@@ -279,7 +280,7 @@ def _stop_on_wrong_labels(prepared: Prepared) -> None:
     if not wrong:
         return
     console.print(finding_table(wrong))
-    console.print(mends(wrong), soft_wrap=True, markup=False)
+    console.print(mends(wrong), soft_wrap=True)
     if not prepared.config.train.force:
         names = ", ".join(finding.what for finding in wrong)
         raise FlashACEError(

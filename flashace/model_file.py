@@ -22,6 +22,40 @@ FORMAT = 1
 UNCERTAINTY = "uncertainty."  # begins the names of the statistics of `Uncertainty`
 
 
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class TrainingData(BaseModel):
+    """The frames that a model was fitted to."""
+
+    files: list[str] = []
+    frames: int = 0
+    sha256: str = ""
+
+
+class ErrorRow(BaseModel):
+    """Of one config_type: mean absolute and root mean square errors (meV/atom, meV/Å, meV/Å³), None where there was no label."""
+
+    config_type: str
+    frames: int
+    energy_mae: float | None
+    energy_rmse: float | None
+    forces_mae: float | None
+    forces_rmse: float | None
+    stress_mae: float | None
+    stress_rmse: float | None
+
+
+class Provenance(BaseModel):
+    """Where a model comes from. Nothing has to be known, anything may be added, and what is read somewhere is of the right kind."""
+
+    training_data: TrainingData = TrainingData()
+    reference_energies: str = ""
+    errors: dict[str, list[ErrorRow]] = {}
+    seed: int = 0
+    versions: dict[str, str] = {}
+
+
 class Header(BaseModel):
     """What every model file has in its header; what is in `config`, `ModelConfig` checks."""
 
@@ -29,8 +63,9 @@ class Header(BaseModel):
     config: dict[str, Any]
     atomic_energies: Annotated[dict[str, FiniteFloat], Field(min_length=1)]
     scale: FiniteFloat
-    avg_num_neighbors: Annotated[FiniteFloat, Field(gt=0)]
-    provenance: dict[str, Any]
+    avg_num_neighbors: Positive
+    shortest_distances: dict[str, Positive] | None = None
+    provenance: Provenance
 
 
 def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, Any]) -> None:

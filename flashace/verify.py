@@ -23,8 +23,8 @@ from ase.geometry import get_distances
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.stress import voigt_6_to_full_3x3_stress
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flashace.errors import FlashACEError
 from flashace.graph import build_graph
@@ -205,12 +205,12 @@ def _keywords(arguments: Sequence[str]) -> dict[str, Any]:
 
 def law_table(results: Sequence[LawResult]) -> Table:
     """The results for the terminal; numbers without a unit are relative."""
-    verdicts = {True: "[green]holds[/]", False: "[bold red]BROKEN[/]", None: "[dim]not\napplicable[/]"}
+    verdicts = {True: Text("holds", "green"), False: Text("BROKEN", "bold red"), None: Text("not\napplicable", "dim")}
     table = Table("law and its meaning", "verdict", title="Laws", title_justify="left")
     for column in ("measured", "tolerance"):
         table.add_column(column, justify="right", no_wrap=True)
     for r in results:
-        text = f"[bold]{r.law}[/]\n{r.meaning}" + (f"\n[dim]{escape(r.detail)}[/]" if r.detail else "")
+        text = Text.assemble((r.law, "bold"), f"\n{r.meaning}", (f"\n{r.detail}" if r.detail else "", "dim"))
         numbers = ["–" if x is None else f"{x:.1e}" for x in (r.measured, r.tolerance)]
         unit = "" if r.unit == "relative" else f"\n{r.unit}"
         table.add_row(text, verdicts[r.passed], numbers[0], numbers[1] + unit, end_section=True)

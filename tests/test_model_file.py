@@ -19,8 +19,14 @@ from flashace import model_file as model_file_module
 from flashace.errors import FlashACEError
 from flashace.graph import build_graph
 from flashace.model_file import FORMAT, _digest, describe, load_model, read_header, save_model, share_model
+from flashace.train.data import LABELS
 
-PROVENANCE = {"training_data": {"sha256": "ab", "frames": 3}, "errors": {"train": [{"forces_rmse": 1.5, "stress_rmse": None}]}, "note": "β"}
+ERRORS = {f"{label}_{mean}": None if label == "stress" else 1.5 for label in LABELS for mean in ("mae", "rmse")}
+PROVENANCE = {
+    "training_data": {"sha256": "ab", "frames": 3},
+    "errors": {"train": [{"config_type": "all", "frames": 3, **ERRORS}]},
+    "note": "β",
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -182,6 +188,7 @@ WRONG = {
     "distance of one element": lambda h: h.update(shortest_distances={"C": 1.0}),
     "distance to an element that is not there": lambda h: h.update(shortest_distances={"C-H": 1.0}),
     "distance of no number": lambda h: h.update(shortest_distances={"C-Si": "near"}),
+    "distance of nothing": lambda h: h.update(shortest_distances={"C-Si": 0.0}),
 }
 
 
@@ -205,6 +212,29 @@ def test_a_header_that_was_written_wrong(make_model, tmp_path, case, monkeypatch
         FlashACEError, match=r"(?s)wrong.pt: header and weights of this model file do not fit together \(.*write it anew with `fl"
     ):
         load_model(tmp_path / "wrong.pt")
+
+
+WRONG_PROVENANCE = {
+    "training data as text": {"training_data": "a.xyz"},
+    "files as text": {"training_data": {"files": "a.xyz"}},
+    "errors as a number": {"errors": 3},
+    "errors without a number": {"errors": {"train": [{"config_type": "all", "frames": 3}]}},
+    "versions of no text": {"versions": {"torch": [2, 13]}},
+    "reference energies of no text": {"reference_energies": {"C": 1.0}},
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PROVENANCE)
+def test_a_provenance_that_nobody_could_show(make_model, tmp_path, case):
+    save_model(tmp_path / "wrong.pt", make_model(), WRONG_PROVENANCE[case])
+    both_refuse(tmp_path / "wrong.pt", r"wrong.pt: header and weights of this model file do not fit together")
+
+
+def test_info_shows_names_as_they_are(make_model, tmp_path, flashace):
+    """Brackets and colons are no markup."""
+    files = ["run[1].xyz", "[/red].xyz", ":smile:.xyz"]
+    save_model(tmp_path / "m.pt", make_model(), {"training_data": {"files": files, "kept": [1, 2]}, "note": "[/]"})
+    assert ", ".join(files) in flashace("info", tmp_path / "m.pt").output
 
 
 def test_bytes_flipped_in_the_header_are_harmless(model_file, tmp_path, flashace):

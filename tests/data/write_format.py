@@ -35,7 +35,14 @@ def main() -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight *= 10.0 if "readout" in name else 1.1
-    save_model(path, model, {"training_data": {"files": ["a.extxyz"], "frames": 3}, "versions": {"flashace": "0.1.0"}})
+    row = {f"{label}_{mean}": 1.5 for label in ("energy", "forces", "stress") for mean in ("mae", "rmse")}
+    provenance = {
+        "training_data": {"files": ["a.extxyz"], "frames": 3},
+        "reference_energies": "made up",
+        "errors": {"train": [{"config_type": "all", "frames": 3, **row}]},
+        "versions": {"flashace": "0.1.0"},
+    }
+    save_model(path, model, provenance)
     structure = {
         "symbols": "SiCSi",
         "positions": [[0.0, 0.0, 0.0], [1.1, 0.9, 1.0], [2.2, 2.3, -0.1]],
