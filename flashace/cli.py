@@ -69,7 +69,7 @@ def main() -> None:
 @click.option("--learning-rate", type=float, help="Peak of the schedule.")
 @click.option("--lr-scheduler", help="cosine, plateau or constant, after the warm-up.")
 @click.option("--early-stopping", type=int, help="End after so many validations without a better score.")
-@click.option("--loss", help="mse or huber.")
+@click.option("--loss", help="huber or mse.")
 @click.option("--energy-weight", type=float, help="Weight of the energy in the loss, the same for all the fit.")
 @click.option("--forces-weight", type=float, help="Weight of the forces in the loss.")
 @click.option("--stress-weight", type=float, help="Weight of the stress in the loss.")

@@ -65,7 +65,9 @@ class TrainConfig:
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
     clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="averaging of the weights, per step")
-    loss: Literal["mse", "huber"] = Field("mse", description="squared errors, or Huber's loss against outliers")
+    loss: Literal["mse", "huber"] = Field(
+        "huber", description="Huber's loss, which outliers and wrong labels disturb less, or squared errors"
+    )
     huber_delta: float = Field(0.1, gt=0, description="huber: errors above it count linearly; 1 is the size of the labels (loss units)")
     energy_weight: Weight = Field({0.0: 0.1, 0.75: 10.0}, description="weight of the energy per atom in the loss, or {progress: weight}")
     forces_weight: Weight = Field(1.0, description="weight of the forces, or {progress: weight}")

@@ -67,7 +67,7 @@ class Trainer:
         self.micro_batches = MicroBatches(self.step, self.batch_size, self.budget, prepared.device, self._say)
         self.batches_per_epoch = math.ceil(len(self.items) / (self.batch_size * self.config.grad_accum_steps))
         self.epoch, self.position, self.elapsed = 0, 0, 0.0
-        self.sums = torch.zeros(4, dtype=torch.float64)  # of the loss terms since the last validation, and their number
+        self.sums = torch.zeros(7, dtype=torch.float64)  # of loss terms and squared errors since the last validation, and their number
         self.best_score, self.best = math.inf, self._averaged_weights()
         self.spent_before = 0.0  # s on training in earlier sessions of this run
         self.clock: float | None = None  # when the first step of this session was done
@@ -111,7 +111,7 @@ class Trainer:
                     bar.update(task, description=self._validate())
                 if self.position == 0 and self.epoch % self.config.checkpoint_interval == 0:
                     self.save()
-        if self.progress() >= 1.0 and self.sums[3] > 0:  # the time was over just after the last validation
+        if self.progress() >= 1.0 and self.sums[-1] > 0:  # the time was over just after the last validation
             self._validate()
         if self.schedule.ends:
             self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
@@ -143,13 +143,13 @@ class Trainer:
     def _train_on(self, indices: Sequence[int], progress: float) -> None:
         begin = time.monotonic()
         weights = loss_weights(progress, self.config).to(self.prepared.device, self.prepared.dtype)
-        terms = self.micro_batches(self._items(indices), self.scaler.scale(weights))
+        errors = self.micro_batches(self._items(indices), self.scaler.scale(weights))
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         finite = bool(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm).isfinite())
         if not finite and not self.scaler.is_enabled():
             raise FlashACEError(
-                f"the gradient of step {self._steps() + 1} is not finite (loss terms {terms.tolist()}); lower --learning-rate, "
+                f"the gradient of step {self._steps() + 1} is not finite (loss terms {errors[0].tolist()}); lower --learning-rate, "
                 f"or look for broken frames among {[self.prepared.train[i].origin for i in indices]}"
             )
         for optimizer in self.optimizers:
@@ -161,7 +161,7 @@ class Trainer:
         self.scaler.update()
         if finite:
             self.average.update_parameters(self.model)
-            self.sums += torch.tensor([*terms.tolist(), 1.0], dtype=torch.float64)
+            self.sums += torch.tensor([*errors.flatten().tolist(), 1.0], dtype=torch.float64)
         self.position += 1
         seconds = time.monotonic() - begin
         if self.clock is None:
@@ -199,7 +199,7 @@ class Trainer:
 
     def _valid_is_due(self) -> bool:
         """Every epoch, but at least a hundred steps apart, and at the end; never twice after the same step."""
-        if self.sums[3] == 0:
+        if self.sums[-1] == 0:
             return False
         return self.progress() >= 1.0 or (self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0)
 
@@ -211,18 +211,18 @@ class Trainer:
         better = score < self.best_score
         if better:
             self.best_score, self.best = score, self._averaged_weights()
-        mean = (self.sums[:3] / self.sums[3].clamp(min=1.0)).tolist()
+        terms, squares = (self.sums[:-1] / self.sums[-1].clamp(min=1.0)).view(2, 3).tolist()
         self.sums.zero_()
         weights = loss_weights(self.progress(), self.config).tolist()
-        units, mse = asdict(self.prepared.units), self.config.loss == "mse"
+        units = asdict(self.prepared.units)
         row = {
             "epoch": round(self._steps() / self.batches_per_epoch, 3),
             "seconds": round(self.elapsed, 1),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-            "loss": sum(w * m for w, m in zip(weights, mean, strict=True)),
+            "loss": sum(w * term for w, term in zip(weights, terms, strict=True)),
             **{
-                f"train_{label}_rmse": 1e3 * units[label] * m**0.5 if mse and getattr(self.prepared.labels, label).used else None
-                for label, m in zip(LABELS, mean, strict=True)
+                f"train_{label}_rmse": 1e3 * units[label] * square**0.5 if getattr(self.prepared.labels, label).used else None
+                for label, square in zip(LABELS, squares, strict=True)
             },
             **{f"valid_{name}": value for name, value in errors.items() if name not in ("config_type", "frames")},
         }

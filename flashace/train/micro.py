@@ -12,7 +12,7 @@ from flashace.train.step import TrainStep
 
 
 class MicroBatches:
-    """Adds the gradient of a group of structures to the parameters, as if it were one batch, and returns its loss terms [3].
+    """Adds the gradient of a group of structures to the parameters, as if it were one batch, and returns what `TrainStep` does for that.
 
     At most `batch_size` structures and `budget` neighbour pairs are computed at once; a structure with more is divided in itself. Parts
     that run out of memory are halved, and the budget falls with them. `say` is called with one sentence when the first is divided.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from flashace.derivatives import EdgeBudget, predict, predict_in_parts
+from flashace.derivatives import EdgeBudget, Prediction, predict, predict_in_parts
 from flashace.graph import Graph, Part
 from flashace.model import UNKNOWN, AttentionACE
 from flashace.train.loss import Batch, loss_terms
@@ -20,7 +20,8 @@ LABEL_FIELDS = [f.name for f in fields(Batch) if f.name != "graph"]
 
 
 class TrainStep:
-    """Adds the gradient of Σ weights · loss_terms to `.grad` of the model's parameters and returns the terms, [3].
+    """Adds the gradient of Σ weights · loss_terms to `.grad` of the model's parameters; returns the terms, and below them the mean squares
+    of the same errors, [2, 3].
 
     Compiled, energies, forces, loss and gradients are one traced graph (`make_fx`, then inductor), for any sizes of the batch. Shapes that
     a compiler would specialise on (a single structure, atom or neighbour where several are usual) take the plain path.
@@ -50,11 +51,11 @@ class TrainStep:
         usual = min(batch.num_atoms.shape[0], *batch.graph.slots.shape, batch.graph.edge_vec.shape[0]) > 1
         if self.compiled and usual:
             with torch.no_grad():
-                terms, *gradients = self._fast(weights, *tensors)
+                errors, *gradients = self._fast(weights, *tensors)
         else:
-            terms, *gradients = self._plain(weights, *tensors)
+            errors, *gradients = self._plain(weights, *tensors)
         self._add(gradients)
-        return terms
+        return errors
 
     def in_parts(self, batch: Batch, weights: Tensor, budget: EdgeBudget) -> Tensor:
         """What a call does, with the memory of one part of the graph at a time; always on the plain path.
@@ -65,7 +66,7 @@ class TrainStep:
         dtype = self.model.dtype
         found = predict_in_parts(self._energies, batch.graph, dtype, budget)
         seen = [x.requires_grad_() for x in (found.energy, found.forces.to(dtype), found.stress.to(dtype))]
-        terms = loss_terms(found._replace(energy=seen[0], forces=seen[1], stress=seen[2]), batch, self.units, self.huber_delta)
+        terms, errors = self._terms(found._replace(energy=seen[0], forces=seen[1], stress=seen[2]), batch)
         along_energy, along_forces, along_stress = torch.autograd.grad((weights * terms).sum(), seen)
 
         def gradient(part: Part) -> tuple[Tensor, ...]:
@@ -78,7 +79,7 @@ class TrainStep:
             for total, share in zip(gradients, own, strict=True):
                 total += share
         self._add(gradients)
-        return terms.detach()
+        return errors
 
     def _add(self, gradients: Sequence[Tensor]) -> None:
         gradients = [gradient.contiguous() for gradient in gradients]  # as the weights lie in memory: fused AdamW takes that for granted
@@ -91,9 +92,14 @@ class TrainStep:
     def _plain(self, weights: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         batch = _unflatten(tensors)
         prediction = predict(self._energies, batch.graph, self.model.dtype, create_graph=True)
-        terms = loss_terms(prediction, batch, self.units, self.huber_delta)
+        terms, errors = self._terms(prediction, batch)
         gradients = torch.autograd.grad((weights * terms).sum(), self.parameters, materialize_grads=True)
-        return terms.detach(), *gradients
+        return errors, *gradients
+
+    def _terms(self, prediction: Prediction, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The terms of the loss [3] with their graph, and what a call returns."""
+        terms = loss_terms(prediction, batch, self.units, self.huber_delta)
+        return terms, torch.stack([terms, loss_terms(prediction, batch, self.units)]).detach()
 
     def _energies(self, graph: Graph) -> Tensor:
         """The model; autocast holds for the way forward alone, backward passes keep the precision that each operation had there."""

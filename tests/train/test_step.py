@@ -50,12 +50,13 @@ def close(one, other):
 @pytest.mark.parametrize("name", BATCHES)
 def test_the_plain_step_is_the_backward_pass_of_the_loss(make_model, structure, name):
     model, batch = make_model(radial_trainable=True), make_batch(structure, BATCHES[name])
-    terms = TrainStep(model, UNITS, compiled=False)(batch, WEIGHTS)
+    terms, squares = TrainStep(model, UNITS, compiled=False)(batch, WEIGHTS)
     found = gradients(model)
     model.zero_grad()
     expected = loss_terms(predict(model, batch.graph, torch.float64, create_graph=True), batch, UNITS)
     (WEIGHTS * expected).sum().backward()
     torch.testing.assert_close(terms, expected.detach())
+    torch.testing.assert_close(squares, expected.detach())
     assert all(g.isfinite().all() for g in found.values())
     close(found, {n: torch.zeros_like(found[n]) if p.grad is None else p.grad for n, p in model.named_parameters()})
 
