@@ -228,7 +228,7 @@ def test_the_loss_and_its_delta_are_felt(fit, tmp_path):
     assert not same_weights(tmp_path / "narrow", tmp_path / "huber")
     for name in ("mse", "huber", "narrow"):  # what is shown is a root mean square, whatever the loss
         first = [float(rows(tmp_path / folder)[0]["train_forces_rmse"]) for folder in ("mse", name)]
-        assert first[1] == pytest.approx(first[0], rel=0.3)
+        assert first[1] == pytest.approx(first[0], rel=0.6)
     assert float(rows(tmp_path / "narrow")[0]["loss"]) < 0.5 * float(rows(tmp_path / "mse")[0]["loss"])
 
 

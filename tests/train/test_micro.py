@@ -39,10 +39,10 @@ def items(structure):
 
 @pytest.fixture
 def whole(make_model, items):
-    """A model, and terms and gradients of all items as one batch."""
+    """A model, and errors and gradients of all items as one batch."""
     model = make_model(num_layers=1)
-    terms = TrainStep(model, UNITS, compiled=False)(collate(items), WEIGHTS)
-    return model, terms, taken(model)
+    errors = TrainStep(model, UNITS, compiled=False)(collate(items), WEIGHTS)
+    return model, errors, taken(model)
 
 
 def taken(model):
@@ -64,9 +64,9 @@ def micro_batches(model, batch_size, max_edges=10**9, step=None):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 7, 100])
 def test_micro_batches_give_the_gradient_of_one_large_batch(whole, items, batch_size):
-    model, terms, gradients = whole
+    model, errors, gradients = whole
     parts, said = micro_batches(model, batch_size)
-    torch.testing.assert_close(parts(items, WEIGHTS), terms)
+    torch.testing.assert_close(parts(items, WEIGHTS), errors)
     assert same(taken(model), gradients)
     assert not said
 
@@ -90,10 +90,10 @@ def sizes(whole):
 @pytest.mark.parametrize("max_edges", [1, 100, 200])
 def test_too_many_edges_are_divided(whole, items, sizes, max_edges):
     """Batches into structures, and structures into atoms."""
-    model, terms, gradients = whole
+    model, errors, gradients = whole
     assert max(len(item.graph.edge_vec) for item in items) > 200
     parts, said = micro_batches(model, 100, max_edges)
-    torch.testing.assert_close(parts(items, WEIGHTS), terms)
+    torch.testing.assert_close(parts(items, WEIGHTS), errors)
     assert same(taken(model), gradients)
     assert all(structures > 1 or atoms * slots <= max_edges or atoms == 1 for structures, atoms, slots in sizes)
     assert len(said) == 1
@@ -102,7 +102,7 @@ def test_too_many_edges_are_divided(whole, items, sizes, max_edges):
 
 @pytest.mark.parametrize(("kind", "fits"), [("cuda", 3), ("cpu", 3), ("python", 3), ("cuda", 1)])
 def test_running_out_of_memory_divides_the_batch(whole, items, kind, fits):
-    model, terms, gradients = whole
+    model, errors, gradients = whole
     failures = []
 
     class Small(TrainStep):
@@ -113,7 +113,7 @@ def test_running_out_of_memory_divides_the_batch(whole, items, kind, fits):
             return super().__call__(batch, weights)
 
     parts, said = micro_batches(model, 7, step=Small(model, UNITS, compiled=False))
-    torch.testing.assert_close(parts(items, WEIGHTS), terms)
+    torch.testing.assert_close(parts(items, WEIGHTS), errors)
     assert same(taken(model), gradients)
     first = len(failures)
     parts(items, WEIGHTS)
@@ -124,7 +124,7 @@ def test_running_out_of_memory_divides_the_batch(whole, items, kind, fits):
 
 def test_one_structure_that_does_not_fit_is_divided(whole, items, sizes):
     """Halving ends at its atoms, not at the structure."""
-    model, terms, gradients = whole
+    model, errors, gradients = whole
     most = 3 * items[0].graph.slots.shape[1]
 
     def fail(module, inputs):
@@ -133,7 +133,7 @@ def test_one_structure_that_does_not_fit_is_divided(whole, items, sizes):
 
     model.register_forward_pre_hook(fail)
     parts, said = micro_batches(model, 2)
-    torch.testing.assert_close(parts(items, WEIGHTS), terms)
+    torch.testing.assert_close(parts(items, WEIGHTS), errors)
     assert same(taken(model), gradients)
     assert parts.budget.max_edges <= most
     sizes.clear()

@@ -72,7 +72,7 @@ def test_gradients_are_central_differences(make_model, structure):
         values = []
         for h in (1e-5, -1e-5):
             p.data.add_(h * direction)
-            values.append((WEIGHTS * step(batch, WEIGHTS)).sum())
+            values.append((WEIGHTS * step(batch, WEIGHTS)[0]).sum())
             p.data.sub_(h * direction)
         difference = ((values[0] - values[1]) / 2e-5).item()
         assert (slopes[name] * direction).sum().item() == pytest.approx(difference, rel=1e-5, abs=1e-6)
@@ -133,11 +133,11 @@ def mask(batch, name):
 def test_the_step_in_parts_is_the_plain_step(make_model, structure, name, max_edges, huber_delta, labels):
     model, batch = make_model(radial_trainable=True), mask(make_batch(structure, BATCHES[name]), labels)
     step, sizes = TrainStep(model, UNITS, False, huber_delta=huber_delta), count_slots(model)
-    terms = step(batch, WEIGHTS)
+    errors = step(batch, WEIGHTS)
     found = gradients(model)
     model.zero_grad()
     sizes.clear()
-    torch.testing.assert_close(step.in_parts(batch, WEIGHTS, EdgeBudget(max_edges)), terms, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(step.in_parts(batch, WEIGHTS, EdgeBudget(max_edges)), errors, rtol=EXACT, atol=EXACT)
     close(gradients(model), found)
     assert all(c * m <= max_edges or c == 1 for c, m in sizes)
     assert sum(c for c, _ in sizes) == 2 * batch.graph.num_centres  # twice through everything
@@ -190,8 +190,8 @@ def test_the_compiled_step_is_the_plain_step(make_model, structure):
             batch, results = make_batch(structure, names), []
             for step in (plain, compiled):
                 model.zero_grad()
-                terms = step(batch, WEIGHTS)
-                results.append(gradients(model) | {"terms": terms})
+                errors = step(batch, WEIGHTS)
+                results.append(gradients(model) | {"errors": errors})
             close(*results)
         for p in model.parameters():
             p.data.mul_(1.01)
@@ -276,10 +276,10 @@ def test_a_scaler_carries_float16_through(make_model, structure):
     found = []
     for scaled in (False, True):
         weights = 1e-3 * WEIGHTS.float()  # the gradient of this random model is large
-        terms = step(batch, scaler.scale(weights) if scaled else weights)
+        errors = step(batch, scaler.scale(weights) if scaled else weights)
         if scaled:
             scaler.unscale_(optimizer)
-        found.append((terms, torch.cat([g.flatten() for g in gradients(model).values()])))
+        found.append((errors, torch.cat([g.flatten() for g in gradients(model).values()])))
         model.zero_grad()
     torch.testing.assert_close(found[0][0], found[1][0])
     assert (found[0][1] - found[1][1]).norm() < 2e-2 * found[0][1].norm()
