@@ -295,7 +295,7 @@ def test_a_missing_tensorboard_says_what_to_install(flashace, data_file, write_y
         (["--amp-dtype", "float16"], {"amp_dtype": "float16"}),
         (["--lr-scheduler", "plateau"], {"lr_scheduler": "plateau"}),
         (["--early-stopping", "4"], {"early_stopping": 4}),
-        (["--loss", "huber"], {"loss": "huber"}),
+        (["--loss", "mse"], {"loss": "mse"}),
         (["--energy-weight", "2"], {"energy_weight": 2.0}),
         (["--forces-weight", "3", "--stress-weight", "0"], {"forces_weight": 3.0, "stress_weight": 0.0}),
         (["--tensorboard"], {"tensorboard": True}),
