@@ -183,7 +183,7 @@ def test_hints_can_be_copied_however_long_the_path(flashace, write_yaml, data_fi
     write_yaml(Path("c.yaml"), epochs=1)
     done = flashace("fit", data_file, "-c", "c.yaml", "-o", folder)
     assert f"{folder}/model.pt" in done.output
-    monkeypatch.setattr(TrainStep, "__call__", lambda self, batch, weights: signal.raise_signal(signal.SIGINT) or torch.zeros(3))
+    monkeypatch.setattr(TrainStep, "__call__", lambda self, batch, weights: signal.raise_signal(signal.SIGINT) or torch.zeros(2, 3))
     stopped = flashace("fit", data_file, "-c", "c.yaml", "-o", folder + "2", "--epochs", 9)
     assert f"flashace fit --resume {folder}2" in stopped.output
 
