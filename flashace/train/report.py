@@ -11,6 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.stress import full_3x3_to_voigt_6_stress
 from rich.table import Table
+from rich.text import Text
 
 from flashace.errors import FlashACEError
 from flashace.train.data import LABELS, Labelled, LabelSummary
@@ -41,7 +42,7 @@ def label_table(summary: LabelSummary) -> Table:
             last = i == len(used) - 1
             table.add_row("" if i else label, source, frames, str(missing) if last else "")
         for source, frames in count.ignored.items():
-            table.add_row("", f"[yellow]not read: {source}[/]", "", f"{frames} of these")
+            table.add_row("", Text(f"not read: {source}", "yellow"), "", f"{frames} of these")
     return table
 
 

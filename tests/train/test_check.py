@@ -328,6 +328,8 @@ def test_check_says_so_by_its_exit_status_and_in_json(flashace) -> None:
     assert bad.exit_code == 1
     assert "surely wrong: same structure, other labels" in bad.output
     assert "Labels of 112 frames" in bad.output
+    assert "│ surely wrong │" in bad.output
+    assert "[/]" not in bad.output
     (found,) = [finding for finding in json.loads(Path("found.json").read_text()) if finding["severity"] == "surely wrong"]
     assert found["frames"] == ["data.extxyz#10", "data.extxyz#111"]
     assert found["count"] == 2

@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 
 def printed(table):
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=120, markup=False, emoji=False)  # as the command line has it
     console.print(table)
     return console.file.getvalue()
 

@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 Severity = Literal["surely wrong", "suspicious", "note"]
 ORDER: tuple[Severity, ...] = ("surely wrong", "suspicious", "note")
@@ -40,7 +41,7 @@ def finding_table(findings: Sequence[Finding]) -> Table:
         table.add_column(name, justify="right" if name == "frames" else "left", overflow="fold")
     for i, f in enumerate(findings, 1):
         detail = f.detail + (f"\n{shorten(list_frames(f.frames))}" if f.frames else "")
-        table.add_row(str(i), f"[{COLOR[f.severity]}]{f.severity}[/]", f.what, str(len(f.frames) or ""), detail.replace("[", r"\["))
+        table.add_row(str(i), Text(f.severity, COLOR[f.severity]), f.what, str(len(f.frames) or ""), detail)
     return table
 
 
