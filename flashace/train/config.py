@@ -69,7 +69,7 @@ class TrainConfig:
         "huber", description="Huber's loss, which outliers and wrong labels disturb less, or squared errors"
     )
     huber_delta: float = Field(0.1, gt=0, description="huber: errors above it count linearly; 1 is the size of the labels (loss units)")
-    energy_weight: Weight = Field({0.0: 0.01, 0.9: 10.0}, description="weight of the energy per atom in the loss, or {progress: weight}")
+    energy_weight: Weight = Field({0.0: 3.0, 0.9: 1000.0}, description="weight of the energy per atom in the loss, or {progress: weight}")
     forces_weight: Weight = Field(1.0, description="weight of the forces, or {progress: weight}")
     stress_weight: Weight = Field(1.0, description="weight of the stress, or {progress: weight}")
     compile: Literal["auto"] | bool = Field("auto", description="compile the training step: true, false, or auto, when it pays")

@@ -83,12 +83,11 @@ def indistinct_elements(counts: np.ndarray, elements: Sequence[str]) -> list[lis
 def loss_units(frames: Sequence[Labelled]) -> LossUnits:
     """Root mean squares of the force and stress components of the training frames.
 
-    An energy error of one is the force unit times 0.1 Å: where both are fitted well, errors per atom and per component stand near
-    this ratio, so neither label drowns the other.
+    An energy error of one is the force unit times 1 Å: an error, per atom, as large as the labels, as it is of the other two.
     """
     forces = _rms([frame.forces for frame in frames if frame.forces is not None], least=1e-2)
     stress = _rms([frame.stress for frame in frames if frame.stress is not None], least=1e-3)
-    return LossUnits(energy=0.1 * forces, forces=forces, stress=stress)
+    return LossUnits(energy=forces, forces=forces, stress=stress)
 
 
 def avg_num_neighbors(graphs: Sequence[Graph]) -> float:

@@ -64,6 +64,7 @@ def test_units_are_root_mean_squares_of_the_labels_that_are_there():
     units = loss_units([frame("SiC", 1.0, forces[0], stress), frame("SiC", None, forces[1]), frame("C", -3.0)])
     assert units.forces == pytest.approx(np.sqrt(np.mean(forces**2)))
     assert units.stress == pytest.approx(np.sqrt(np.mean(stress**2)))
+    assert units.energy == units.forces  # times 1 Å
     doubled = loss_units([frame("SiC", 1.0, 2 * forces[0], 2 * stress), frame("SiC", None, 2 * forces[1])])
     for name in ("energy", "forces", "stress"):
         assert getattr(doubled, name) == pytest.approx(2 * getattr(units, name))
