@@ -21,7 +21,7 @@ def _weight(value: Any) -> float | dict[float, float]:
     except (TypeError, ValueError):
         weights = {}
     if 0.0 not in weights or not all(0 <= start < 1 and 0 <= weight < math.inf for start, weight in weights.items()):
-        raise ValueError("expected a weight, or {progress: weight} from progress 0.0 on, such as {0.0: 0.1, 0.75: 10}")
+        raise ValueError("expected a weight, or {progress: weight} from progress 0.0 on, such as {0.0: 0.1, 0.9: 1000}")
     return dict(sorted(weights.items())) if isinstance(value, dict) else weights[0.0]
 
 
@@ -68,8 +68,10 @@ class TrainConfig:
     loss: Literal["mse", "huber"] = Field(
         "huber", description="Huber's loss, which outliers and wrong labels disturb less, or squared errors"
     )
-    huber_delta: float = Field(0.1, gt=0, description="huber: errors above it count linearly; 1 is the size of the labels (loss units)")
-    energy_weight: Weight = Field({0.0: 3.0, 0.9: 1000.0}, description="weight of the energy per atom in the loss, or {progress: weight}")
+    huber_delta: float = Field(0.03, gt=0, description="huber: errors above it count linearly; 1 is the size of the labels (loss units)")
+    energy_weight: Weight = Field(
+        {0.0: 0.1, 0.5: 3.0, 0.9: 1000.0}, description="weight of the energy per atom in the loss, or {progress: weight}"
+    )
     forces_weight: Weight = Field(1.0, description="weight of the forces, or {progress: weight}")
     stress_weight: Weight = Field(1.0, description="weight of the stress, or {progress: weight}")
     compile: Literal["auto"] | bool = Field("auto", description="compile the training step: true, false, or auto, when it pays")

@@ -73,7 +73,7 @@ def test_the_schedule_rises_falls_and_ends(warmup):
 
 
 def test_the_last_stage_weighs_the_energy_more():
-    for progress, energy in ((0.0, 3.0), (0.8999, 3.0), (0.9, 1000.0), (1.0, 1000.0)):
+    for progress, energy in ((0.0, 0.1), (0.4999, 0.1), (0.5, 3.0), (0.8999, 3.0), (0.9, 1000.0), (1.0, 1000.0)):
         assert loss_weights(progress, TrainConfig()).tolist() == pytest.approx([energy, 1.0, 1.0])
 
 
