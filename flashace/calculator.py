@@ -13,13 +13,15 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace.derivatives import EdgeBudget, predict_in_parts
+from flashace.derivatives import EdgeBudget, Prediction, assemble, predict_in_parts
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, build_graph
+from flashace.kernels.cpu import CpuKernel, kernel_of
 from flashace.model import AttentionACE
 from flashace.model_file import share_model
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+KERNELS = "auto", "compiled", "plain"
 CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
 
 
@@ -61,6 +63,13 @@ def check_max_edges(max_edges: int | None) -> int | None:
     return max_edges
 
 
+def check_kernel(kernel: str) -> str:
+    """Raises FlashACEError unless it is one of `KERNELS`."""
+    if kernel not in KERNELS:
+        raise FlashACEError(f"kernel: expected {', '.join(KERNELS[:-1])} or {KERNELS[-1]}, got {kernel!r}; leave it out")
+    return kernel
+
+
 class FlashACE(Calculator):
     """ASE calculator of a fitted model.
 
@@ -80,15 +89,26 @@ class FlashACE(Calculator):
     per thread, costs no memory. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
     warning.
 
-    Large structures are evaluated in parts of `max_edges` neighbour pairs, which bounds the memory and changes nothing else; None leaves
-    the size to the device, and where memory runs out it is halved.
+    On a CPU, `kernel` says what evaluates the model: "compiled" C, made for it by the C compiler of this machine at the first structure
+    (some seconds, once; ~/.cache/flashace keeps it), with edge functions from splines, or "plain" torch, many times slower and exact to the
+    last digits. "auto" takes C for float32 where there is a compiler, and the plain path for float64.
+
+    On the plain path, large structures are evaluated in parts of `max_edges` neighbour pairs, which bounds the memory and changes nothing
+    else; None leaves the size to the device, and where memory runs out it is halved. Compiled C needs no parts.
 
     Raises FlashACEError for elements the model does not know (at `atoms.calc = …`) and structures that cannot be evaluated, and
     CalculationFailed for results that are not finite, or too uncertain.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
-    default_parameters = {"device": "auto", "dtype": "float32", "max_edges": None, "warn_uncertainty": None, "stop_uncertainty": None}
+    default_parameters = {
+        "device": "auto",
+        "dtype": "float32",
+        "max_edges": None,
+        "warn_uncertainty": None,
+        "stop_uncertainty": None,
+        "kernel": "auto",
+    }
 
     def __init__(
         self,
@@ -98,8 +118,9 @@ class FlashACE(Calculator):
         max_edges: int | None = None,
         warn_uncertainty: float | None = None,
         stop_uncertainty: float | None = None,
+        kernel: str = "auto",
     ) -> None:
-        options = {"max_edges": max_edges, "warn_uncertainty": warn_uncertainty, "stop_uncertainty": stop_uncertainty}
+        options = {"max_edges": max_edges, "warn_uncertainty": warn_uncertainty, "stop_uncertainty": stop_uncertainty, "kernel": kernel}
         super().__init__(model=str(model), device=device, dtype=dtype, **options)
 
     def set(self, **parameters: Any) -> dict[str, Any]:
@@ -112,6 +133,7 @@ class FlashACE(Calculator):
         if p == self.parameters:
             return {}
         device, max_edges = choose_device(p["device"]), check_max_edges(p["max_edges"])
+        check_kernel(p["kernel"])
         model = self._model_for(p, device)  # before anything is noted down
         for name in ("warn_uncertainty", "stop_uncertainty"):
             if p[name] is not None:
@@ -160,8 +182,7 @@ class FlashACE(Calculator):
         self._check_elements(atoms)
         graph = build_graph(atoms, self.r_max)
         self._warn_of_short_distances(graph)
-        model = self.model if self.model.uncertainty is None else self.model.with_features
-        prediction = predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
+        prediction = self._predict(graph)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
         energy = float(prediction.energy)
         results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
@@ -174,6 +195,27 @@ class FlashACE(Calculator):
             self._uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
             self._check_certain(self._uncertainty.energies)
         self.results = results
+
+    def _predict(self, graph: Graph) -> Prediction:
+        kernel = self._kernel()
+        if kernel is not None:
+            return assemble(graph, kernel(graph, features=self.model.uncertainty is not None))
+        model = self.model if self.model.uncertainty is None else self.model.with_features
+        return predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
+
+    def _kernel(self) -> CpuKernel | None:
+        """What `kernel` asks for; None is the plain path."""
+        asked = self.parameters["kernel"]
+        if asked == "compiled":
+            return kernel_of(self.model)
+        if asked == "plain" or self.device.type != "cpu" or self.model.dtype != torch.float32:
+            return None
+        try:
+            return kernel_of(self.model)
+        except FlashACEError as error:
+            warnings.warn(f"{error}. This calculator takes the plain path, which is many times slower", stacklevel=2)
+            self.parameters["kernel"] = "plain"
+            return None
 
     def get_uncertainty(self, atoms: Atoms | None = None) -> EnergyUncertainty:
         """How far the energy and each atom's part of it may be off, in eV (standard deviations), for `atoms` or those of the last results.

@@ -29,6 +29,14 @@ class Prediction(NamedTuple):
     features: Tensor | None = None  # [C, D], where the model returned them beside the energies
 
 
+class Slopes(NamedTuple):
+    """What one pass over the edges of a graph gives."""
+
+    energies: Tensor  # [C] eV
+    slopes: Tensor  # [E, 3] eV/Å, ∂E/∂r_ij
+    features: Tensor | None  # [C, D]
+
+
 Model = Callable[[Graph], Tensor] | Callable[[Graph], tuple[Tensor, Tensor]]  # energies [C]; or these and features [C, D]
 
 
@@ -45,11 +53,17 @@ def predict(model: Model, graph: Graph, dtype: torch.dtype, create_graph: bool =
         energies, features = returned if isinstance(returned, tuple) else (returned, None)
         (g,) = torch.autograd.grad(energies.sum(), edge_vec, create_graph=create_graph)
     if not create_graph:
-        energies, g, edge_vec = energies.detach(), g.double(), graph.edge_vec.double()
+        return assemble(graph, Slopes(energies.detach(), g.double(), features))
+    return assemble(graph.with_edge_vec(edge_vec.detach()), Slopes(energies, g, features))
+
+
+def assemble(graph: Graph, found: Slopes) -> Prediction:
+    """The sums over edges: everything that follows from energies and slopes, in the precision of the slopes."""
+    energies, g, features = found
     centre, neighbour = graph.edge_index
     structure = graph.structure[: graph.num_centres]
     forces = g.new_zeros(graph.numbers.shape[0], 3).index_add(0, centre, g).index_add(0, neighbour, -g)
-    virial = edge_vec.detach().unsqueeze(2) * g.unsqueeze(1)
+    virial = graph.edge_vec.to(g.dtype).unsqueeze(2) * g.unsqueeze(1)
     virial = (virial + virial.transpose(1, 2)) / 2
     volume = torch.linalg.det(graph.cell).abs().to(g.dtype)[structure, None, None]
     # NaN is put in afterwards: divided by, it would come back in the gradients of a training step that masks the stress

@@ -21,6 +21,9 @@ from flashace.cli import main
 from flashace.model import AttentionACE, ModelConfig
 from flashace.model_file import save_model
 
+# compiled kernels of the tests, also of those in processes of their own; kept from run to run
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "kernels")
+
 SMALL = {
     "r_max": 4.0,
     "num_radial": 5,

@@ -26,6 +26,16 @@ class SphericalHarmonics(nn.Module):
             parts.append(_monomials(unit, l) @ getattr(self, f"coefficients_{l}").to(unit.dtype))
         return torch.cat(parts, dim=-1)
 
+    def polynomials(self) -> tuple[Tensor, Tensor]:
+        """Powers of x, y and z [n, 3] of the monomials of each degree in turn, and their coefficients in every Y_lm of it, in float64."""
+        powers = torch.cat([torch.tensor(_powers(l)) for l in range(self.l_max + 1)])
+        return powers, torch.cat([_coefficients(l).flatten() for l in range(self.l_max + 1)])
+
+
+def _powers(l: int) -> list[tuple[int, int, int]]:
+    """Of x, y and z, of the (l+1)(l+2)/2 monomials of degree l."""
+    return [(a, b, l - a - b) for a in range(l + 1) for b in range(l - a + 1)]
+
 
 def _monomials(unit: Tensor, l: int) -> Tensor:
     """[..., (l+1)(l+2)/2]: x^a y^b z^c with a + b + c = l."""
@@ -34,7 +44,7 @@ def _monomials(unit: Tensor, l: int) -> Tensor:
     for series, component in zip(powers, (x, y, z), strict=True):
         for _ in range(l):
             series.append(series[-1] * component)
-    return torch.stack([powers[0][a] * powers[1][b] * powers[2][l - a - b] for a in range(l + 1) for b in range(l - a + 1)], dim=-1)
+    return torch.stack([powers[0][a] * powers[1][b] * powers[2][c] for a, b, c in _powers(l)], dim=-1)
 
 
 def _coefficients(l: int) -> Tensor:

@@ -1,0 +1,591 @@
+/* Neighbour vectors in, energy of each atom and its slope along each neighbour vector out: the whole model, for inference on a CPU.
+
+   The same steps as nn/layer.py, in the same order, and then backwards; cpu.py packs the weights, compiles this file for the sizes of a model
+   and calls `evaluate`. Constants given by the compiler: F hidden_dim, K num_channels, H num_heads, D key_dim, LM l_max, NU correlation,
+   P num_layers, RW width of the readouts, TRUSTED and ENVELOPE as in model.py; REAL is float or double.
+   Neighbours of an atom are gone through one by one, with channels or heads in the lanes of a vector; what is left to do for an atom is done
+   for B atoms at once, side by side in the lanes. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef REAL real;
+enum { B = 64 / sizeof(real), L = (LM + 1) * (LM + 1), T = L - 1, V = F / H, KH = K / H, X = F + LM * K,
+       AT_DIR = D, AT_VAL = AT_DIR + LM * H, AT_RAD = AT_VAL + F, W = AT_RAD + (LM + 1) * K };
+typedef real vec __attribute__((vector_size(B * sizeof(real))));
+static const vec ZERO = {0};
+
+typedef struct {
+    const real *table;                       /* [pairs, knots, 4, W]: cubics in u, from -1 to 1 over each interval */
+    const real *query, *query_bias;          /* [F, D*H], in the order D, H */
+    const real *look;                        /* [LM, K, H]; NULL in the first layer */
+    const real *mix_basis;                   /* [LM+1, 2K, K] */
+    const real *mix_scalars, *mix_scalars_bias;
+    const real *mix_tensors;                 /* [LM, K, K]; NULL in the first layer */
+    const real *path_weights;                /* all orders, one after the other: [paths, K] */
+    const real *scalars_out;                 /* [NU*K, F] */
+    const real *values_out;                  /* [F, F], rows in the order V, H */
+    const real *tensors_out;                 /* [LM, NU*K, K] */
+    const real *gate_and_value, *gate_and_value_bias; /* [X, 2F] */
+    const real *out;                         /* [F, X] */
+    const real *scale_scalars, *scale_tensors;
+    const real *readout_linear, *readout_hidden, *readout_hidden_bias, *readout_out;
+} Layer;
+
+typedef struct {
+    Layer layers[P];
+    const real *embedding;                   /* [species, F] */
+    int64_t knots;
+    double r_max, plain_scale;
+    int64_t terms[NU];                       /* of the products of order 2, 3, ... */
+    const int32_t *term;                     /* [.., 4]: path, i, j, m */
+    const real *coupling;
+    const int32_t *monomials;                /* [.., 3]: powers of x, y, z; all degrees, one after the other */
+    const double *harmonics;                 /* per degree [monomials, 2l+1] */
+    const double *shortest;                  /* [pairs]; NULL without ZBL */
+    const double *zbl_strength, *zbl_length, *zbl_end; /* [pairs] */
+} Model;
+
+static inline real exponential(real x) {
+    const real most = sizeof(real) == 4 ? 88 : 708;
+    x = x > most ? most : x < -most ? -most : x;
+    const int32_t n = (int32_t)(x * (real)1.4426950408889634 + (x < 0 ? (real)-0.5 : (real)0.5));
+    real y = 0, power;
+    if (sizeof(real) == 4) {
+        const float r = __builtin_fmaf(-n, -2.12194440e-4f, __builtin_fmaf(-n, 0.693359375f, x));
+        static const float c[8] = {1.f, 1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
+        float p = c[7];
+        for (int k = 6; k >= 0; k--) p = __builtin_fmaf(p, r, c[k]);
+        const union { int32_t i; float f; } u = {(n + 127) << 23};
+        y = p; power = u.f;
+    } else {
+        const double r = __builtin_fma(-(double)n, 1.90821492927058770002e-10, __builtin_fma(-(double)n, 6.93147180369123816490e-01, x));
+        static const double c[14] = {1., 1., 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800,
+                                     1. / 479001600, 1. / 6227020800.};
+        double p = c[13];
+        for (int k = 12; k >= 0; k--) p = __builtin_fma(p, r, c[k]);
+        const union { int64_t i; double f; } u = {((int64_t)n + 1023) << 52};
+        y = p; power = u.f;
+    }
+    return y * power;
+}
+
+/* y += W^T x, W [in, out]; and its transpose x += W y */
+static __attribute__((noinline)) void map(int in, int out, const real *restrict w, const vec *restrict x, vec *restrict y) {
+    int o = 0;
+    for (; o + 8 <= out; o += 8) {
+        vec a[8];
+        for (int j = 0; j < 8; j++) a[j] = y[o + j];
+        for (int i = 0; i < in; i++) for (int j = 0; j < 8; j++) a[j] += w[i * out + o + j] * x[i];
+        for (int j = 0; j < 8; j++) y[o + j] = a[j];
+    }
+    if (out % 8) for (; o < out; o++) for (int i = 0; i < in; i++) y[o] += w[i * out + o] * x[i];
+}
+
+static __attribute__((noinline)) void map_back(int in, int out, const real *restrict w, const vec *restrict y, vec *restrict x) {
+    int i = 0;
+    for (; i + 8 <= in; i += 8) {
+        vec a[8];
+        for (int j = 0; j < 8; j++) a[j] = x[i + j];
+        for (int o = 0; o < out; o++) for (int j = 0; j < 8; j++) a[j] += w[(i + j) * out + o] * y[o];
+        for (int j = 0; j < 8; j++) x[i + j] = a[j];
+    }
+    if (in % 8) for (; i < in; i++) for (int o = 0; o < out; o++) x[i] += w[i * out + o] * y[o];
+}
+
+static void map_tensors(int in, int out, const real *w, const vec *x, vec *y, int first) {
+    for (int l = first, m = 0; l <= LM; l++, w += in * out) for (int n = 0; n < 2 * l + 1; n++, m++) map(in, out, w, x + m * in, y + m * out);
+}
+
+static void map_tensors_back(int in, int out, const real *w, const vec *y, vec *x, int first) {
+    for (int l = first, m = 0; l <= LM; l++, w += in * out) for (int n = 0; n < 2 * l + 1; n++, m++) map_back(in, out, w, y + m * out, x + m * in);
+}
+
+static inline vec sigmoid(vec x) {
+    vec y;
+    for (int b = 0; b < B; b++) y[b] = 1 / (1 + (exponential(-x[b])));
+    return y;
+}
+
+static inline vec root(vec x) {
+    vec y;
+    for (int b = 0; b < B; b++) y[b] = sizeof(real) == 4 ? sqrtf(x[b]) : sqrt(x[b]);
+    return y;
+}
+
+/* ---- geometry of one edge ---- */
+typedef struct { double r, seen, dseen, f, df; double unit[3]; } Edge;
+
+static void geometry(const Model *model, const double *v, int32_t pair, Edge *e, real *Y) {
+    e->r = sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+    for (int c = 0; c < 3; c++) e->unit[c] = v[c] / e->r;
+    e->seen = e->r; e->dseen = 1;
+    if (model->shortest != NULL) {
+        const double least = TRUSTED * model->shortest[pair], a = least > 1e-3 ? least : 1e-3;
+        if (e->r < least) {
+            double t = (e->r / a - 0.9) / 0.1;
+            const int inside = t > 0 && t < 1;
+            t = t < 0 ? 0 : t > 1 ? 1 : t;
+            e->seen = least * (0.95 + 0.1 * t * t * t * t * (2.5 - 3 * t + t * t));
+            e->dseen = inside ? least * 0.1 * t * t * t * (10 - 15 * t + 6 * t * t) / (0.1 * a) : 0;
+        }
+    }
+    const double x = e->seen < model->r_max ? e->seen / model->r_max : 1;
+    double tail = 0, dtail = 0;
+    for (int k = ENVELOPE - 1; k >= 0; k--) { dtail = dtail * x + tail; tail = tail * x + (k + 1) * (k + 2) / 2; }
+    const double u = 1 - x;
+    e->f = u * u * u * tail;
+    e->df = (u * u * u * dtail - 3 * u * u * tail) / model->r_max;
+    double power[3][LM + 1];
+    for (int c = 0; c < 3; c++) { power[c][0] = 1; for (int l = 1; l <= LM; l++) power[c][l] = power[c][l - 1] * e->unit[c]; }
+    const int32_t *mono = model->monomials;
+    const double *coefficient = model->harmonics;
+    for (int l = 0, m = 0; l <= LM; m += 2 * l + 1, l++) {
+        double y[2 * LM + 1];
+        for (int k = 0; k < 2 * l + 1; k++) y[k] = 0;
+        for (int n = 0; n < (l + 1) * (l + 2) / 2; n++, mono += 3, coefficient += 2 * l + 1) {
+            const double p = power[0][mono[0]] * power[1][mono[1]] * power[2][mono[2]];
+            for (int k = 0; k < 2 * l + 1; k++) y[k] += coefficient[k] * p;
+        }
+        for (int k = 0; k < 2 * l + 1; k++) Y[m + k] = y[k];
+    }
+}
+
+/* slopes along r, f and Y in, along the vector out */
+static void geometry_back(const Model *model, const Edge *e, double gr, double gf, const real *gY, double *g) {
+    double power[3][LM + 1], gu[3] = {0, 0, 0};
+    for (int c = 0; c < 3; c++) { power[c][0] = 1; for (int l = 1; l <= LM; l++) power[c][l] = power[c][l - 1] * e->unit[c]; }
+    const int32_t *mono = model->monomials;
+    const double *coefficient = model->harmonics;
+    for (int l = 0, m = 0; l <= LM; m += 2 * l + 1, l++)
+        for (int n = 0; n < (l + 1) * (l + 2) / 2; n++, mono += 3, coefficient += 2 * l + 1) {
+            double h = 0;
+            for (int k = 0; k < 2 * l + 1; k++) h += gY[m + k] * coefficient[k];
+            const double x = power[0][mono[0]], y = power[1][mono[1]], z = power[2][mono[2]];
+            if (mono[0]) gu[0] += h * mono[0] * power[0][mono[0] - 1] * y * z;
+            if (mono[1]) gu[1] += h * mono[1] * power[1][mono[1] - 1] * x * z;
+            if (mono[2]) gu[2] += h * mono[2] * power[2][mono[2] - 1] * x * y;
+        }
+    double along = 0;
+    for (int c = 0; c < 3; c++) along += gu[c] * e->unit[c];
+    const double radial = (gr + gf * e->df) * e->dseen;
+    for (int c = 0; c < 3; c++) g[c] += (gu[c] - along * e->unit[c]) / e->r + radial * e->unit[c];
+}
+
+static double repulsion(const Model *model, int32_t pair, const Edge *e, double *g) {
+    static const double A[4] = {0.18175, 0.50986, 0.28022, 0.02817}, d[4] = {3.19980, 0.94229, 0.40290, 0.20162};
+    const double end = model->zbl_end[pair], r = e->r;
+    if (r >= end) return 0;
+    double phi = 0, dphi = 0;
+    for (int k = 0; k < 4; k++) { const double a = A[k] * exp(-d[k] * r / model->zbl_length[pair]); phi += a; dphi -= a * d[k] / model->zbl_length[pair]; }
+    const double x = r / end, u = 1 - x;
+    double tail = 0, dtail = 0;
+    for (int k = 5; k >= 0; k--) { dtail = dtail * x + tail; tail = tail * x + (k + 1) * (k + 2) / 2; }
+    const double f = u * u * u * tail, df = (u * u * u * dtail - 3 * u * u * tail) / end, c = 0.5 * model->zbl_strength[pair];
+    const double slope = c * ((dphi * f + phi * df) / r - phi * f / (r * r));
+    for (int k = 0; k < 3; k++) g[k] += slope * e->unit[k];
+    return c * phi * f / r;
+}
+
+/* ---- attention of one atom over its M neighbours ---- */
+static inline void curves(const real *restrict table, int64_t knots, double r_max, int32_t pair, double r, real *restrict y, real *restrict dy) {
+    const double x = r * (knots / r_max);
+    int64_t k = x < knots ? (int64_t)x : knots - 1; /* also where r is not a number */
+    if (k < 0) k = 0;
+    const real u = 2 * (x - k) - 1, h = 2 * (knots / r_max);
+    const real *restrict a = table + (pair * knots + k) * 4 * W, *restrict b = a + W, *restrict c = b + W, *restrict d = c + W;
+    for (int w = 0; w < W; w++) y[w] = a[w] + u * (b[w] + u * (c[w] + u * d[w]));
+    if (dy != NULL) for (int w = 0; w < W; w++) dy[w] = h * (b[w] + u * (2 * c[w] + 3 * u * d[w]));
+}
+
+static inline void scores(const real *restrict y, const real *restrict Y, const real *restrict q, const real *restrict look, real *restrict s, real *restrict seen) {
+    const real c = 1 / sqrt((double)D);
+    for (int h = 0; h < H; h++) s[h] = 0;
+    for (int d = 0; d < D; d++) { const real key = c * y[d]; for (int h = 0; h < H; h++) s[h] += key * q[d * H + h]; }
+    if (look == NULL) return;
+    for (int l = 1, m = 0; l <= LM; l++) {
+        real *restrict t = seen + (l - 1) * H;
+        const real *restrict dk = y + AT_DIR + (l - 1) * H;
+        const real cl = 1 / sqrt(2.0 * l + 1);
+        for (int h = 0; h < H; h++) t[h] = 0;
+        for (int n = 0; n < 2 * l + 1; n++, m++) { const real a = cl * Y[m + 1]; for (int h = 0; h < H; h++) t[h] += a * look[m * H + h]; }
+        for (int h = 0; h < H; h++) s[h] += dk[h] * t[h];
+    }
+}
+
+/* scores in, weights out; b is weight / envelope */
+static void weigh(int64_t M, const Edge *edge, real *restrict s, real *restrict b) {
+    real shift[H], sum[H];
+    for (int h = 0; h < H; h++) shift[h] = 0;
+    for (int64_t e = 0; e < M; e++) {
+        if (!(edge[e].f > 0)) continue;
+        const real lf = log(edge[e].f);
+        for (int h = 0; h < H; h++) { const real t = s[e * H + h] + lf; shift[h] = t > shift[h] ? t : shift[h]; }
+    }
+    for (int h = 0; h < H; h++) sum[h] = exponential(-shift[h]);
+    for (int64_t e = 0; e < M; e++) {
+        real *restrict t = s + e * H;
+        const real f = edge[e].f;
+        if (!(f > 0)) { for (int h = 0; h < H; h++) t[h] = 0; continue; }
+        for (int h = 0; h < H; h++) t[h] = exponential(t[h] - shift[h]);
+        for (int h = 0; h < H; h++) sum[h] += f * t[h];
+    }
+    for (int h = 0; h < H; h++) sum[h] = 1 / sum[h];
+    for (int64_t e = 0; e < M; e++) {
+        const real f = edge[e].f;
+        for (int h = 0; h < H; h++) { const real t = s[e * H + h] * sum[h]; b[e * H + h] = t; s[e * H + h] = f * t; }
+    }
+}
+
+/* room for the neighbours of one atom */
+typedef struct { real *y, *dy, *s, *b, *g, *seen; } Room;
+
+static void attend(const Model *model, const Layer *layer, int64_t M, const int32_t *pair, const Edge *edge, const real *Y, const real *q, const real *look,
+                   const Room *room, real *values, real *attended, real *plain) {
+    for (int64_t e = 0; e < M; e++) {
+        curves(layer->table, model->knots, model->r_max, pair[e], edge[e].seen, room->y + e * W, NULL);
+        scores(room->y + e * W, Y + e * L, q, look, room->s + e * H, room->seen);
+    }
+    weigh(M, edge, room->s, room->b);
+    real v[F] = {0}, A[L * K] = {0}, N[L * K] = {0};
+    for (int64_t e = 0; e < M; e++) {
+        const real *restrict y = room->y + e * W, *restrict al = room->s + e * H, *restrict Ye = Y + e * L;
+        const real fp = edge[e].f * model->plain_scale;
+        for (int j = 0; j < V; j++) for (int h = 0; h < H; h++) v[j * H + h] += al[h] * y[AT_VAL + j * H + h];
+        for (int l = 0, m = 0; l <= LM; l++) {
+            const real *restrict R = y + AT_RAD + l * K;
+            real x[K], z[K];
+            for (int k = 0; k < K; k++) { x[k] = al[k / KH] * R[k]; z[k] = fp * R[k]; }
+            for (int n = 0; n < 2 * l + 1; n++, m++) { const real Ym = Ye[m]; for (int k = 0; k < K; k++) { A[m * K + k] += Ym * x[k]; N[m * K + k] += Ym * z[k]; } }
+        }
+    }
+    memcpy(values, v, sizeof v); memcpy(attended, A, sizeof A); memcpy(plain, N, sizeof N);
+}
+
+static void attend_back(const Model *model, const Layer *layer, int64_t M, const int32_t *pair, const Edge *edge, const real *Y, const real *q, const real *look,
+                        const Room *room, const real *gv, const real *GA, const real *GP, double *g_r, double *g_f, real *g_Y, real *gq, real *gl) {
+    const real c = 1 / sqrt((double)D);
+    real dot[H] = {0};
+    for (int64_t e = 0; e < M; e++) {
+        curves(layer->table, model->knots, model->r_max, pair[e], edge[e].seen, room->y + e * W, room->dy + e * W);
+        scores(room->y + e * W, Y + e * L, q, look, room->s + e * H, room->seen + e * LM * H);
+    }
+    weigh(M, edge, room->s, room->b);
+    memset(gq, 0, D * H * sizeof(real));
+    if (gl != NULL) memset(gl, 0, T * H * sizeof(real));
+    for (int64_t e = 0; e < M; e++) {
+        const real *restrict y = room->y + e * W, *restrict dy = room->dy + e * W, *restrict al = room->s + e * H, *restrict Ye = Y + e * L;
+        real *restrict g = room->g + e * H, *restrict gY = g_Y + e * L;
+        const real fp = edge[e].f * model->plain_scale;
+        real gr = 0, gf = 0, gk[K];
+        for (int h = 0; h < H; h++) g[h] = 0;
+        for (int k = 0; k < K; k++) gk[k] = 0;
+        for (int j = 0; j < V; j++) for (int h = 0; h < H; h++) {
+            g[h] += y[AT_VAL + j * H + h] * gv[j * H + h];
+            gr += dy[AT_VAL + j * H + h] * al[h] * gv[j * H + h];
+        }
+        for (int l = 0, m = 0; l <= LM; l++) {
+            const real *restrict R = y + AT_RAD + l * K, *restrict dR = dy + AT_RAD + l * K;
+            real ta[K], tp[K], x[K], z[K], p = 0;
+            for (int k = 0; k < K; k++) { ta[k] = tp[k] = 0; x[k] = al[k / KH] * R[k]; z[k] = fp * R[k]; }
+            for (int n = 0; n < 2 * l + 1; n++, m++) {
+                const real Ym = Ye[m];
+                real gy = 0;
+                for (int k = 0; k < K; k++) {
+                    ta[k] += Ym * GA[m * K + k]; tp[k] += Ym * GP[m * K + k];
+                    gy += x[k] * GA[m * K + k] + z[k] * GP[m * K + k];
+                }
+                gY[m] += gy;
+            }
+            for (int k = 0; k < K; k++) {
+                gk[k] += R[k] * ta[k];
+                p += R[k] * tp[k];
+                gr += dR[k] * (al[k / KH] * ta[k] + fp * tp[k]);
+            }
+            gf += p;
+        }
+        for (int k = 0; k < K; k++) g[k / KH] += gk[k];
+        for (int h = 0; h < H; h++) dot[h] += al[h] * g[h];
+        g_r[e] += gr;
+        g_f[e] += gf * model->plain_scale;
+    }
+    for (int64_t e = 0; e < M; e++) {
+        const real *restrict y = room->y + e * W, *restrict dy = room->dy + e * W, *restrict Ye = Y + e * L, *restrict t = room->seen + e * LM * H;
+        real *restrict gs = room->g + e * H, *restrict gY = g_Y + e * L;
+        real gf = 0, gr = 0;
+        for (int h = 0; h < H; h++) { const real d = gs[h] - dot[h]; gf += room->b[e * H + h] * d; gs[h] = room->s[e * H + h] * d; }
+        for (int d = 0; d < D; d++) {
+            real gkey = 0;
+            const real key = c * y[d];
+            for (int h = 0; h < H; h++) { gkey += gs[h] * q[d * H + h]; gq[d * H + h] += key * gs[h]; }
+            gr += c * gkey * dy[d];
+        }
+        if (look != NULL)
+            for (int l = 1, m = 0; l <= LM; l++) {
+                const real cl = 1 / sqrt(2.0 * l + 1);
+                const real *restrict dk = y + AT_DIR + (l - 1) * H, *restrict ddk = dy + AT_DIR + (l - 1) * H;
+                real x[H];
+                for (int h = 0; h < H; h++) { gr += gs[h] * t[(l - 1) * H + h] * ddk[h]; x[h] = cl * gs[h] * dk[h]; }
+                for (int n = 0; n < 2 * l + 1; n++, m++) {
+                    real gy = 0;
+                    const real Ym = Ye[m + 1];
+                    for (int h = 0; h < H; h++) { gy += x[h] * look[m * H + h]; gl[m * H + h] += Ym * x[h]; }
+                    gY[m + 1] += gy;
+                }
+            }
+        g_r[e] += gr;
+        g_f[e] += gf;
+    }
+}
+
+/* ---- a block of B atoms ---- */
+typedef struct {
+    vec s[F], t[T * K];                              /* the state that came in */
+    real q[B][D * H], look[B][T * H];
+    vec values[F], basis[L * 2 * K];
+    vec bare[L * K], bound[K], orders[NU][L * K];
+    vec s1[F], t1[T * K], gate[2 * F], hidden[F], factor[X];
+    vec s2[F], readout[RW];
+} Kept;
+
+/* what is needed for a moment only; too large for the stack */
+typedef struct {
+    vec s[F], t[T * K], gs[F], gt[T * K];
+    vec q[D * H], look[T * H], x[X], ds[F], dt[T * K], g[2 * F], gh[F], values[F], basis[L * 2 * K], orders[NU][L * K];
+} Work;
+
+static void spread(int n, int b, const real *restrict x, vec *restrict y, int stride, int offset, int row) {
+    for (int i = 0; i < n / row; i++) for (int k = 0; k < row; k++) y[i * stride + offset + k][b] = x[i * row + k];
+}
+
+static void gather(int n, int b, const vec *restrict y, real *restrict x, int stride, int offset, int row) {
+    for (int i = 0; i < n / row; i++) for (int k = 0; k < row; k++) x[i * row + k] = y[i * stride + offset + k][b];
+}
+
+static void products(const Model *model, const Layer *layer, Kept *k) {
+    const int32_t *term = model->term;
+    const real *coupling = model->coupling, *weight = layer->path_weights;
+    for (int o = 1; o < NU; o++) {
+        int paths = 0;
+        for (int i = 0; i < L * K; i++) k->orders[o][i] = ZERO;
+        for (int64_t n = 0; n < model->terms[o]; n++, term += 4, coupling++) {
+            const real *w = weight + term[0] * K;
+            const vec *x = k->orders[o - 1] + term[1] * K, *y = k->orders[0] + term[2] * K;
+            vec *z = k->orders[o] + term[3] * K;
+            if (term[0] >= paths) paths = term[0] + 1;
+            for (int c = 0; c < K; c++) z[c] += (*coupling * w[c]) * (x[c] * y[c]);
+        }
+        weight += paths * K;
+    }
+}
+
+/* slopes along all orders in, along the first of them out, in g[0] */
+static void products_back(const Model *model, const Layer *layer, const Kept *k, vec (*g)[L * K]) {
+    int64_t start[NU + 1], paths[NU + 1];
+    start[1] = paths[1] = 0;
+    for (int o = 1; o < NU; o++) {
+        int most = 0;
+        for (int64_t n = start[o]; n < start[o] + model->terms[o]; n++) if (model->term[4 * n] >= most) most = model->term[4 * n] + 1;
+        start[o + 1] = start[o] + model->terms[o];
+        paths[o + 1] = paths[o] + most;
+    }
+    for (int o = NU - 1; o >= 1; o--)
+        for (int64_t n = start[o]; n < start[o + 1]; n++) {
+            const int32_t *term = model->term + 4 * n;
+            const real *w = layer->path_weights + (paths[o] + term[0]) * K;
+            const vec *x = k->orders[o - 1] + term[1] * K, *y = k->orders[0] + term[2] * K, *gz = g[o] + term[3] * K;
+            vec *gx = g[o - 1] + term[1] * K, *gy = g[0] + term[2] * K;
+            for (int c = 0; c < K; c++) {
+                const vec a = (model->coupling[n] * w[c]) * gz[c];
+                gx[c] += a * y[c];
+                gy[c] += a * x[c];
+            }
+        }
+}
+
+static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n, const int64_t *first, const int32_t *pair, const Edge *edge, const real *Y, const Room *room, Work *work) {
+    vec *s = work->s, *t = work->t, *q = work->q, *lk = work->look;
+    memcpy(k->s, s, sizeof k->s);
+    for (int o = 0; o < D * H; o++) q[o] = layer->query_bias[o] + ZERO;
+    map(F, D * H, layer->query, s, q);
+    if (layer->look != NULL) {
+        memcpy(k->t, t, sizeof k->t);
+        memset(lk, 0, sizeof work->look);
+        map_tensors(K, H, layer->look, t, lk, 1);
+    }
+    memset(k->values, 0, sizeof k->values);
+    memset(k->basis, 0, sizeof k->basis);
+    for (int b = 0; b < n; b++) {
+        real values[F], attended[L * K], plain[L * K];
+        const int64_t a = first[b] - first[0];
+        gather(D * H, b, q, k->q[b], H, 0, H);
+        if (layer->look != NULL) gather(T * H, b, lk, k->look[b], H, 0, H);
+        attend(model, layer, first[b + 1] - first[b], pair + a, edge + a, Y + a * L, k->q[b], layer->look != NULL ? k->look[b] : NULL, room, values, attended, plain);
+        spread(F, b, values, k->values, H, 0, H);
+        spread(L * K, b, attended, k->basis, 2 * K, 0, K);
+        spread(L * K, b, plain, k->basis, 2 * K, K, K);
+    }
+    memset(k->bare, 0, sizeof k->bare);
+    for (int c = 0; c < K; c++) k->bare[c] += layer->mix_scalars_bias[c];
+    map_tensors(2 * K, K, layer->mix_basis, k->basis, k->bare, 0);
+    map(F, K, layer->mix_scalars, s, k->bare);
+    if (layer->mix_tensors != NULL) map_tensors(K, K, layer->mix_tensors, t, k->bare + K, 1);
+    for (int c = 0; c < K; c++) {
+        vec sum = ZERO;
+        for (int m = 0; m < L; m++) sum += k->bare[m * K + c] * k->bare[m * K + c];
+        k->bound[c] = 1 / root(1 + sum / 25);
+        for (int m = 0; m < L; m++) k->orders[0][m * K + c] = k->bare[m * K + c] * k->bound[c];
+    }
+    products(model, layer, k);
+    vec *ds = work->ds, *dt = work->dt, *x = work->x;
+    memset(ds, 0, sizeof work->ds); memset(dt, 0, sizeof work->dt);
+    for (int o = 0; o < NU; o++) map(K, F, layer->scalars_out + o * K * F, k->orders[o], ds);
+    map(F, F, layer->values_out, k->values, ds);
+    for (int i = 0; i < F; i++) s[i] += layer->scale_scalars[i] * ds[i];
+    for (int l = 1, m = 0; l <= LM; l++)
+        for (int j = 0; j < 2 * l + 1; j++, m++)
+            for (int o = 0; o < NU; o++) map(K, K, layer->tensors_out + ((l - 1) * NU + o) * K * K, k->orders[o] + (m + 1) * K, dt + m * K);
+    for (int i = 0; i < T * K; i++) t[i] = (layer->mix_tensors != NULL ? t[i] : ZERO) + layer->scale_tensors[i % K] * dt[i];
+    memcpy(k->s1, s, sizeof k->s1); memcpy(k->t1, t, sizeof k->t1);
+
+    memcpy(x, s, F * sizeof(vec));
+    memset(x + F, 0, LM * K * sizeof(vec));
+    for (int l = 1, m = 0; l <= LM; l++) for (int j = 0; j < 2 * l + 1; j++, m++) for (int c = 0; c < K; c++) x[F + (l - 1) * K + c] += t[m * K + c] * t[m * K + c] / (real)(2 * l + 1);
+    for (int i = 0; i < 2 * F; i++) k->gate[i] = layer->gate_and_value_bias[i] + ZERO;
+    map(X, 2 * F, layer->gate_and_value, x, k->gate);
+    for (int i = 0; i < F; i++) k->hidden[i] = k->gate[i] * sigmoid(k->gate[i]) * k->gate[F + i];
+    memset(k->factor, 0, sizeof k->factor);
+    map(F, X, layer->out, k->hidden, k->factor);
+    for (int i = 0; i < F; i++) s[i] += layer->scale_scalars[F + i] * k->factor[i];
+    for (int l = 1, m = 0; l <= LM; l++) for (int j = 0; j < 2 * l + 1; j++, m++) for (int c = 0; c < K; c++)
+        t[m * K + c] += layer->scale_tensors[K + c] * k->factor[F + (l - 1) * K + c] * t[m * K + c];
+    memcpy(k->s2, s, sizeof k->s2);
+}
+
+static vec readout(const Layer *layer, Kept *k) {
+    vec e = ZERO;
+    for (int i = 0; i < RW; i++) k->readout[i] = layer->readout_hidden_bias[i] + ZERO;
+    map(F, RW, layer->readout_hidden, k->s2, k->readout);
+    for (int i = 0; i < F; i++) e += layer->readout_linear[i] * k->s2[i];
+    for (int i = 0; i < RW; i++) e += layer->readout_out[i] * (k->readout[i] * sigmoid(k->readout[i]));
+    return e;
+}
+
+static inline vec silu_slope(vec x) { const vec y = sigmoid(x); return y * (1 + x * (1 - y)); }
+
+/* gs, gt: slopes along the state that goes out; become those along the state that came in */
+static void layer_back(const Model *model, const Layer *layer, const Kept *k, int n, const int64_t *first, const int32_t *pair, const Edge *edge, const real *Y, const Room *room, Work *work,
+                       double *g_r, double *g_f, real *g_Y) {
+    vec *gs = work->gs, *gt = work->gt, *g = work->g, *gx = work->x, *gh = work->gh;
+    for (int i = 0; i < RW; i++) g[i] = layer->readout_out[i] * silu_slope(k->readout[i]);
+    for (int i = 0; i < F; i++) gs[i] += layer->readout_linear[i];
+    map_back(F, RW, layer->readout_hidden, g, gs);
+
+    memset(gx, 0, sizeof work->x);
+    for (int i = 0; i < F; i++) gx[i] = layer->scale_scalars[F + i] * gs[i];
+    for (int l = 1, m = 0; l <= LM; l++) for (int j = 0; j < 2 * l + 1; j++, m++) for (int c = 0; c < K; c++) {
+        const int f = F + (l - 1) * K + c;
+        gx[f] += layer->scale_tensors[K + c] * (gt[m * K + c] * k->t1[m * K + c]);
+        gt[m * K + c] *= 1 + layer->scale_tensors[K + c] * k->factor[f];
+    }
+    memset(gh, 0, sizeof work->gh);
+    map_back(F, X, layer->out, gx, gh);
+    for (int i = 0; i < F; i++) {
+        g[i] = gh[i] * k->gate[F + i] * silu_slope(k->gate[i]);
+        g[F + i] = gh[i] * k->gate[i] * sigmoid(k->gate[i]);
+    }
+    memset(gx, 0, sizeof work->x);
+    map_back(X, 2 * F, layer->gate_and_value, g, gx);
+    for (int i = 0; i < F; i++) gs[i] += gx[i];
+    for (int l = 1, m = 0; l <= LM; l++) for (int j = 0; j < 2 * l + 1; j++, m++) for (int c = 0; c < K; c++)
+        gt[m * K + c] += ((real)2 / (real)(2 * l + 1)) * gx[F + (l - 1) * K + c] * k->t1[m * K + c];
+
+    vec (*go)[L * K] = work->orders, *gd = work->ds, *gdt = work->dt;
+    memset(go, 0, sizeof work->orders); memset(work->values, 0, sizeof work->values); memset(work->basis, 0, sizeof work->basis);
+    for (int i = 0; i < F; i++) gd[i] = layer->scale_scalars[i] * gs[i];
+    for (int i = 0; i < T * K; i++) gdt[i] = layer->scale_tensors[i % K] * gt[i];
+    for (int o = 0; o < NU; o++) map_back(K, F, layer->scalars_out + o * K * F, gd, go[o]);
+    map_back(F, F, layer->values_out, gd, work->values);
+    for (int l = 1, m = 0; l <= LM; l++)
+        for (int j = 0; j < 2 * l + 1; j++, m++)
+            for (int o = 0; o < NU; o++) map_back(K, K, layer->tensors_out + ((l - 1) * NU + o) * K * K, gdt + m * K, go[o] + (m + 1) * K);
+    products_back(model, layer, k, go);
+    for (int c = 0; c < K; c++) {
+        vec dot = ZERO;
+        const vec rho = k->bound[c];
+        for (int m = 0; m < L; m++) dot += k->bare[m * K + c] * go[0][m * K + c];
+        for (int m = 0; m < L; m++) go[0][m * K + c] = rho * go[0][m * K + c] - rho * rho * rho / 25 * dot * k->bare[m * K + c];
+    }
+    map_tensors_back(2 * K, K, layer->mix_basis, go[0], work->basis, 0);
+    const int deeper = layer->mix_tensors != NULL;
+    if (deeper) {
+        map_back(F, K, layer->mix_scalars, go[0], gs);
+        map_tensors_back(K, K, layer->mix_tensors, go[0] + K, gt, 1);
+    }
+    vec *gq = work->q, *glk = work->look;
+    memset(gq, 0, sizeof work->q); memset(glk, 0, sizeof work->look);
+    for (int b = 0; b < n; b++) {
+        real gv[F], GA[L * K], GP[L * K], q1[D * H], l1[T * H];
+        const int64_t a = first[b] - first[0];
+        gather(F, b, work->values, gv, H, 0, H);
+        gather(L * K, b, work->basis, GA, 2 * K, 0, K);
+        gather(L * K, b, work->basis, GP, 2 * K, K, K);
+        attend_back(model, layer, first[b + 1] - first[b], pair + a, edge + a, Y + a * L, k->q[b], deeper ? k->look[b] : NULL, room, gv, GA, GP, g_r + a, g_f + a, g_Y + a * L, q1, deeper ? l1 : NULL);
+        if (deeper) { spread(D * H, b, q1, gq, H, 0, H); spread(T * H, b, l1, glk, H, 0, H); }
+    }
+    if (deeper) {
+        map_back(F, D * H, layer->query, gq, gs);
+        map_tensors_back(K, H, layer->look, glk, gt, 1);
+    }
+}
+
+/* first [atoms + 1] of the edges of each atom, most of them that one atom has, edge_vec [E, 3], pair [E], species [atoms]
+   -> network [atoms], its energy in units of the model's scale; zbl [atoms] eV; g [E, 3], the slope of scale * network + zbl; features
+   [atoms, P * (F + RW)] where not NULL. Returns 0, or 1 where there is no memory. */
+int evaluate(const Model *model, double scale, int64_t atoms, int64_t most, const int64_t *first, const double *edge_vec, const int32_t *pair, const int64_t *species,
+             double *network, double *zbl, double *g, real *features) {
+    const int64_t room_for = most > 0 ? most : 1;
+    Kept *kept = aligned_alloc(64, P * sizeof(Kept));
+    Work *work = aligned_alloc(64, sizeof(Work));
+    Edge *edge = malloc(B * room_for * sizeof(Edge));
+    real *Y = malloc(2 * B * room_for * L * sizeof(real)), *gY = Y + B * room_for * L;
+    double *gr = malloc(2 * B * room_for * sizeof(double)), *gf = gr + B * room_for;
+    real *numbers = aligned_alloc(64, ((room_for * (2 * W + 3 * H + LM * H) * sizeof(real)) / 64 + 1) * 64);
+    int failed = kept == NULL || work == NULL || edge == NULL || Y == NULL || gr == NULL || numbers == NULL;
+    for (int64_t i = 0; i < atoms && !failed; i += B) {
+        const int n = atoms - i < B ? atoms - i : B;
+        const int64_t a = first[i], E = first[i + n] - a;
+        Room room = {.y = numbers, .dy = numbers + room_for * W, .s = numbers + 2 * room_for * W};
+        room.b = room.s + room_for * H; room.g = room.b + room_for * H; room.seen = room.g + room_for * H;
+        for (int64_t e = 0; e < E; e++) geometry(model, edge_vec + 3 * (a + e), pair[a + e], edge + e, Y + e * L);
+        vec energy = ZERO;
+        for (int b = 0; b < B; b++) for (int f = 0; f < F; f++) work->s[f][b] = model->embedding[species[i + (b < n ? b : 0)] * F + f];
+        for (int p = 0; p < P; p++) {
+            layer_forward(model, model->layers + p, kept + p, n, first + i, pair + a, edge, Y, &room, work);
+            energy += readout(model->layers + p, kept + p);
+            if (features != NULL)
+                for (int b = 0; b < n; b++) {
+                    real *out = features + ((i + b) * P + p) * (F + RW);
+                    for (int f = 0; f < F; f++) out[f] = kept[p].s2[f][b];
+                    for (int f = 0; f < RW; f++) out[F + f] = kept[p].readout[f][b] * 1 / (1 + exponential(-kept[p].readout[f][b]));
+                }
+        }
+        for (int b = 0; b < n; b++) network[i + b] = energy[b];
+        memset(work->gs, 0, sizeof work->gs); memset(work->gt, 0, sizeof work->gt);
+        memset(gr, 0, E * sizeof(double)); memset(gf, 0, E * sizeof(double)); memset(gY, 0, E * L * sizeof(real));
+        for (int p = P - 1; p >= 0; p--) layer_back(model, model->layers + p, kept + p, n, first + i, pair + a, edge, Y, &room, work, gr, gf, gY);
+        for (int b = 0; b < n; b++) {
+            zbl[i + b] = 0;
+            for (int64_t e = first[i + b] - a; e < first[i + b + 1] - a; e++) {
+                double *out = g + 3 * (a + e);
+                out[0] = out[1] = out[2] = 0;
+                geometry_back(model, edge + e, gr[e], gf[e], gY + e * L, out);
+                for (int c = 0; c < 3; c++) out[c] *= scale;
+                if (model->zbl_end != NULL) zbl[i + b] += repulsion(model, pair[a + e], edge + e, out);
+            }
+        }
+    }
+    free(kept); free(work); free(edge); free(Y); free(gr); free(numbers);
+    return failed;
+}

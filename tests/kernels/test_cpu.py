@@ -1,0 +1,220 @@
+"""Compiled C against the plain model that it repeats."""
+
+import copy
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import CalculationFailed
+
+from flashace import FlashACE, FlashACEError, verify
+from flashace.derivatives import predict
+from flashace.graph import build_graph
+from flashace.kernels import cpu
+from flashace.kernels.cpu import CpuKernel
+
+OPTIONS = [
+    {},
+    {"num_layers": 1, "correlation": 1, "l_max": 1},
+    {"num_layers": 3, "correlation": 4, "l_max": 3},
+    {"num_channels": 8, "hidden_dim": 24, "num_heads": 4, "key_dim": 3},
+    {"zbl": False, "radial_basis_type": "gaussian", "envelope_exponent": 4},
+]
+
+
+def evaluated(model, graph, dtype=torch.float64):
+    """Energies, slopes and features of the plain path."""
+    edge_vec = graph.edge_vec.to(dtype).requires_grad_()
+    energies, features = model.with_features(graph.with_edge_vec(edge_vec))
+    return energies.detach(), torch.autograd.grad(energies.sum(), edge_vec)[0].double(), features
+
+
+def as_float32(model):
+    """The same weights, which float32 holds exactly when the test model was made for it."""
+    other = copy.deepcopy(model).float()
+    other.atomic_energies = model.atomic_energies
+    other.repulsion = model.repulsion
+    return other
+
+
+def largest(x):
+    return float(x.abs().max())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_kernel_is_the_plain_model(make_model, structure, options):
+    """In float64 up to the splines; in float32 not much farther from float64 than the plain path is."""
+    model = make_model(**options)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float().double()
+    graph = build_graph(structure("crystal"), model.config.r_max)
+    energies, slopes, features = evaluated(model, graph)
+    found = CpuKernel(model)(graph, features=True)
+    assert largest(found.energies - energies) < 1e-6 * largest(energies - model.atomic_energies.mean())
+    assert largest(found.slopes - slopes) < 1e-5 * largest(slopes)
+    assert largest(found.features - features) < 1e-6 * largest(features)
+
+    single = as_float32(model)
+    plain, fast = evaluated(single, graph, torch.float32), CpuKernel(single)(graph, features=True)
+    assert largest(fast.energies - energies) < 4 * largest(plain[0] - energies) + 1e-6 * largest(slopes)
+    assert largest(fast.slopes - slopes) < 4 * largest(plain[1] - slopes) + 1e-5 * largest(slopes)
+
+
+def test_every_periodicity(model, each_structure):
+    graph = build_graph(each_structure, model.config.r_max)
+    energies, slopes, _ = evaluated(model, graph)
+    found = CpuKernel(model)(graph)
+    assert largest(found.energies - energies) < 1e-6
+    if len(slopes):
+        assert largest(found.slopes - slopes) < 1e-5 * largest(slopes) + 1e-9
+    assert found.features is None
+
+
+def test_slopes_are_those_of_its_own_energy(model, structure):
+    """Not only of the plain path: the splines have slopes of their own."""
+    graph, kernel, h = build_graph(structure("molecule"), model.config.r_max), CpuKernel(model), 1e-4
+    slopes = kernel(graph).slopes
+
+    def energy(edge, axis, shift):
+        edge_vec = graph.edge_vec.clone()
+        edge_vec[edge, axis] += shift
+        return float(kernel(graph.with_edge_vec(edge_vec)).energies.sum())
+
+    for edge in range(0, len(slopes), 7):
+        for axis in range(3):
+            numeric = (energy(edge, axis, h) - energy(edge, axis, -h)) / (2 * h)
+            assert float(slopes[edge, axis]) == pytest.approx(numeric, abs=1e-6 * largest(slopes))
+
+
+def test_close_pairs_repel_as_in_the_plain_model(model):
+    """The range of ZBL, and of distances that the network does not look at."""
+    kernel = CpuKernel(model)
+    for r in np.linspace(0.2, model.config.r_max + 0.1, 40):
+        graph = build_graph(Atoms("SiC", [[0, 0, 0], [0.6 * r, 0, 0.8 * r]]), model.config.r_max)
+        if len(graph.edge_vec):
+            energies, slopes, _ = evaluated(model, graph)
+            found = kernel(graph)
+            assert largest(found.energies - energies) < 1e-6 * max(largest(energies), 1), r
+            assert largest(found.slopes - slopes) < 1e-5 * max(largest(slopes), 1e-3), r
+
+
+def test_an_atom_alone_has_its_reference_energy_exactly(model):
+    found = CpuKernel(model)(build_graph(Atoms("SiC", [[0, 0, 0], [0, 0, 50]]), model.config.r_max), features=True)
+    element = model.element_index[torch.tensor([14, 6])]
+    assert torch.equal(found.energies, model.atomic_energies[element])
+    assert not found.features.any()
+
+
+def test_threads_change_nothing(model):
+    atoms = bulk("SiC", "zincblende", a=4.36, cubic=True) * (3, 3, 3)
+    atoms.rattle(0.1, seed=2)
+    graph, kernel = build_graph(atoms, model.config.r_max), CpuKernel(model)
+    usual = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = kernel(graph, features=True)
+        torch.set_num_threads(3)
+        three = kernel(graph, features=True)
+    finally:
+        torch.set_num_threads(usual)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+    with ThreadPoolExecutor(4) as pool:
+        for again in pool.map(lambda _: kernel(graph), range(8)):
+            assert torch.equal(again.slopes, one.slopes)
+
+
+# Through the calculator
+
+
+def test_auto_is_compiled_for_float32_alone(model_file, structure, monkeypatch):
+    used, call = [], CpuKernel.__call__
+    monkeypatch.setattr(CpuKernel, "__call__", lambda self, graph, features=False: used.append(1) or call(self, graph, features))
+    expected = {("float32", "auto"): 1, ("float64", "auto"): 0, ("float32", "plain"): 0, ("float64", "compiled"): 1}
+    for (dtype, kernel), times in expected.items():
+        used.clear()
+        FlashACE(model_file, device="cpu", dtype=dtype, kernel=kernel).get_property("energy", structure("crystal"))
+        assert len(used) == times, (dtype, kernel)
+
+
+def test_results_are_those_of_the_plain_path(model, model_file, each_structure):
+    expected = predict(model, build_graph(each_structure, model.config.r_max), torch.float64)
+    each_structure.calc = FlashACE(model_file, device="cpu", dtype="float64", kernel="compiled")
+    assert each_structure.get_potential_energy() == pytest.approx(expected.energy.item(), abs=1e-6)
+    np.testing.assert_allclose(each_structure.get_forces(), expected.forces, rtol=0, atol=1e-5 * max(largest(expected.forces), 1e-2))
+    if each_structure.cell.rank == 3:
+        np.testing.assert_allclose(each_structure.calc.results["stresses"].sum(0), each_structure.get_stress(), atol=1e-12)
+
+
+def test_the_laws_hold(model_file, structure, monkeypatch):
+    results = verify.verify(
+        lambda dtype: FlashACE(model_file, device="cpu", dtype=dtype, kernel="compiled"), structure("crystal"), precisions=["float32"]
+    )
+    learned = {"pair repulsion", "pair tortuosity"}  # of an untrained model
+    assert {result.law for result in results if result.passed is False} <= learned
+
+
+@pytest.mark.filterwarnings("ignore:Si-C|C-Si")
+@pytest.mark.parametrize("gap", [0.0, 1e-200])
+def test_what_is_not_finite_is_named(model_file, gap):
+    with pytest.raises(CalculationFailed, match="expected finite numbers"):
+        FlashACE(model_file, device="cpu").get_property("energy", Atoms("SiC", [[0, 0, 0], [0, 0, gap]]))
+
+
+def test_without_a_compiler_it_says_so_and_goes_on(model_file, structure, monkeypatch):
+    monkeypatch.setattr(cpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cpu, "_kernels", {})
+    atoms = structure("crystal")
+    atoms.calc = FlashACE(model_file, device="cpu")
+    with pytest.warns(UserWarning, match="kernel: expected a C compiler .*, found none; .* takes the plain path"):
+        found = atoms.get_forces()
+    plain = atoms.copy()
+    plain.calc = FlashACE(model_file, device="cpu", kernel="plain")
+    np.testing.assert_array_equal(found, plain.get_forces())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        atoms.rattle(0.01)
+        atoms.get_forces()
+    with pytest.raises(FlashACEError, match="kernel: expected a C compiler"):
+        FlashACE(model_file, device="cpu", kernel="compiled").get_property("energy", structure("crystal"))
+
+
+def test_a_compiler_that_fails_is_named(model_file, structure, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cpu, "_kernels", {})
+    with pytest.raises(FlashACEError, match=r"false could not compile .*evaluate\.c"):
+        FlashACE(model_file, device="cpu", kernel="compiled").get_property("energy", structure("crystal"))
+    assert list((tmp_path / "flashace").iterdir()) == []
+
+
+def test_it_is_compiled_once(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ages = []
+    for _ in range(2):
+        CpuKernel(model)
+        (library,) = (tmp_path / "flashace").iterdir()
+        ages.append(library.stat().st_mtime_ns)
+    assert ages[0] == ages[1]
+
+
+@pytest.mark.parametrize("kernel", ["fast", "", None, 1])
+def test_other_kernels_are_refused(model_file, kernel):
+    with pytest.raises(FlashACEError, match="kernel: expected auto, compiled or plain, got "):
+        FlashACE(model_file, kernel=kernel)
+
+
+def test_forces_do_not_jump_between_the_pieces_of_the_splines(model):
+    """Energy and slope at both sides of each knot, in float64: equal to rounding."""
+    kernel, r_max = CpuKernel(model), model.config.r_max
+    graph = build_graph(Atoms("SiC", [[0, 0, 0], [0, 0, 2.0]]), r_max)
+    knots = np.linspace(0, r_max, 513)[200:260]
+    for knot in knots:
+        sides = [kernel(graph.with_edge_vec(torch.sign(graph.edge_vec) * (knot + shift))) for shift in (-1e-12, 1e-12)]
+        for below, above in pairwise(sides):
+            assert largest(above.energies - below.energies) < 1e-10
+            assert largest(above.slopes - below.slopes) < 1e-8
