@@ -64,6 +64,7 @@ def main() -> None:
 @click.option("--max-time", type=float, help="Minutes; the schedule fits itself to it.")
 @click.option("--batch-size", type=int, help="Structures per step.")
 @click.option("--grad-accum-steps", type=int, help="Batches whose gradients are added up for one step.")
+@click.option("--size", help="small, medium or large: sizes of the model.")
 @click.option("--r-max", type=float, help="Cutoff in Å.")
 @click.option("--num-layers", type=int, help="Layers: how deeply a neighbourhood is read.")
 @click.option("--learning-rate", type=float, help="Peak of the schedule.")

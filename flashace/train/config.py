@@ -27,11 +27,19 @@ def _weight(value: Any) -> float | dict[float, float]:
 
 Weight = Annotated[float | dict[float, float], PlainValidator(_weight)]
 
+# what `size` sets; medium is what the fields of ModelConfig have. docs/model.md has their errors and costs
+SIZES: dict[str, dict[str, int]] = {
+    "small": {"hidden_dim": 64, "num_channels": 16, "num_layers": 1},
+    "medium": {},
+    "large": {"l_max": 3, "correlation": 4, "num_layers": 3},
+}
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class TrainConfig:
     """Everything about a fit but the shape of the model."""
 
+    size: Literal["small", "medium", "large"] = Field("medium", description="sizes of the model, where no option gives them")
     data: tuple[str, ...] = Field((), description="files of labelled structures, of any format that ase.io reads")
     valid: tuple[str, ...] = Field((), description="files for validation; where none is given, a part of `data`")
     valid_fraction: float = Field(0.1, gt=0, lt=1, description="part of `data` kept for validation")
@@ -116,10 +124,9 @@ def make_config(options: Mapping[str, Any]) -> FitConfig:
             raise FlashACEError(f"unknown key `{name}`{hint}")
     options = {n: [v] if n in ("data", "valid") and isinstance(v, str) else v for n, v in options.items()}
     try:
-        return FitConfig(
-            ModelConfig(**{name: value for name, value in options.items() if name in model_names}),
-            TrainConfig(**{name: value for name, value in options.items() if name not in model_names}),
-        )
+        train = TrainConfig(**{name: value for name, value in options.items() if name not in model_names})
+        sizes = SIZES[train.size] | {name: value for name, value in options.items() if name in model_names}
+        return FitConfig(ModelConfig(**sizes), train)
     except ValidationError as error:
         raise FlashACEError("; ".join(_explain(e) for e in error.errors())) from error
 

@@ -22,6 +22,7 @@ from flashace.train.metrics import UNITS
 
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
 MAX_FRAMES_TO_START, RIDGE = 500, 1e-4
+SIZE_NAMES = "num_layers", "l_max", "correlation", "hidden_dim", "num_channels"
 TYPICAL_ATOMS = 75  # of a batch whose size is not given
 
 
@@ -47,7 +48,7 @@ class Prepared:
 
     def decisions(self) -> list[tuple[str, str]]:
         """(what, decision) in the order in which they were made."""
-        t, atoms = self.config.train, [len(frame.atoms) for frame in self.train]
+        t, m, atoms = self.config.train, self.config.model, [len(frame.atoms) for frame in self.train]
         energies = ", ".join(f"{symbol} {energy:.4f}" for symbol, energy in self.references.values.items())
         share = f"the files {', '.join(t.valid)}" if t.valid else f"{t.valid_fraction:.0%} of the data, seed {t.seed}"
         length = f"{t.max_time:g} minutes" if t.epochs is None else f"{t.epochs} epochs"
@@ -64,7 +65,8 @@ class Prepared:
             ("split", f"{len(self.train)} training and {len(self.valid)} validation frames ({share})"),
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
             ("reference energies", f"{energies} eV, {self.references.origin}"),
-            ("cutoff", f"{self.config.model.r_max:g} Å"),
+            ("model", f"{t.size}: " + ", ".join(f"{name} {getattr(m, name)}" for name in SIZE_NAMES)),
+            ("cutoff", f"{m.r_max:g} Å"),
             ("batch size", batch),
             ("length", length),
             ("loss units", ", ".join(units)),

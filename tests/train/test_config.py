@@ -7,7 +7,7 @@ import yaml
 
 from flashace.errors import FlashACEError
 from flashace.model import ModelConfig
-from flashace.train.config import TrainConfig, load_config, make_config, write_config
+from flashace.train.config import SIZES, TrainConfig, load_config, make_config, write_config
 
 EVERYTHING = {
     "data": ["a.extxyz", "b.extxyz"],
@@ -47,6 +47,21 @@ def test_flags_overrule_the_file_and_none_does_not(tmp_path):
     assert (config.train.data, config.train.valid) == (("a.extxyz",), ("v.xyz",))
 
 
+def test_a_size_sets_what_no_option_gives(tmp_path):
+    assert make_config({"size": "medium"}) == make_config({})
+    small = make_config({"size": "small", "num_layers": 3})
+    assert (small.model.hidden_dim, small.model.num_channels, small.model.num_layers) == (64, 16, 3)
+    write_config(tmp_path / "c.yaml", small)
+    assert load_config(tmp_path / "c.yaml", {}) == small
+
+
+def test_sizes_ascend():
+    models = [make_config({"size": size}).model for size in SIZES]
+    for name in {name for sizes in SIZES.values() for name in sizes}:
+        values = [getattr(model, name) for model in models]
+        assert values == sorted(values), name
+
+
 def test_model_and_training_share_no_name():
     assert not {f.name for f in fields(ModelConfig)} & {f.name for f in fields(TrainConfig)}
 
@@ -81,6 +96,7 @@ def test_an_unknown_key_far_from_all_shows_them_all():
         ({"max_time": -1}, "`max_time`: .*greater than 0, got -1"),
         ({"valid_fraction": 1.0}, "`valid_fraction`: .*less than 1, got 1.0"),
         ({"dtype": "float16"}, "`dtype`: .*'float32' or 'float64', got 'float16'"),
+        ({"size": "huge"}, "`size`: .*'small', 'medium' or 'large', got 'huge'"),
         ({"optimizer": "sgd"}, "`optimizer`: .*'muon' or 'adamw', got 'sgd'"),
         ({"atomic_energies": [1.0]}, r"`atomic_energies`: .*dictionary, got \[1.0\]"),
         ({"atomic_energies": {"Si": "low"}}, "`atomic_energies.Si`: .*number.*got 'low'"),

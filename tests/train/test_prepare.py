@@ -40,6 +40,7 @@ def test_every_decision_is_told(prepared):
     decisions = dict(prepared(max_time=3.0).decisions())
     assert decisions["elements"] == "C, Si"
     assert "11 training and 1 validation" in decisions["split"]
+    assert decisions["model"] == "medium: num_layers 1, l_max 2, correlation 2, hidden_dim 16, num_channels 4"
     assert decisions["cutoff"] == "3 Å"
     assert decisions["batch size"] == "4 frames"
     assert decisions["length"] == "2 epochs, at most 3 minutes"
