@@ -51,18 +51,17 @@ class _Layer(ctypes.Structure):
 
 
 class CpuKernel:
-    """`Graph` → energies, their slopes and last-layer features, as `derivatives.slopes` of the plain model gives them.
+    """`Graph` → energies, their slopes and last-layer features, as the model and autograd give them.
 
-    Edge functions come from cubic splines (`tabulate`), which is the one approximation. Neighbours need no memory beyond those of 16 atoms.
-    Raises FlashACEError, with the reason, where there is no C compiler or the model is not on a CPU.
+    Edge functions come from cubic splines (`tabulate`), which is the one approximation. The neighbours of 16 atoms are in memory at a time.
+    Raises FlashACEError, with the reason, where the model is not on a CPU or C cannot be compiled.
     """
 
     def __init__(self, model: AttentionACE) -> None:
         if model.embedding.device.type != "cpu":
             raise FlashACEError(f"kernel: expected a model on a CPU, got one on {model.embedding.device}; use the plain path there")
-        c = model.config
         self._library = _library(model)
-        self._dtype, self._scale, self._num_layers = model.dtype, model.scale, c.num_layers
+        self._dtype, self._scale = model.dtype, model.scale
         self._atomic_energies, self._element_index = model.atomic_energies, model.element_index
         self._num_features = model.num_features
         self._held: list[Tensor] = []  # C knows their addresses alone
@@ -248,16 +247,27 @@ def _library(model: AttentionACE) -> ctypes.CDLL:
         command.append("-mprefer-vector-width=512")
     made_of = "\0".join([*command, SOURCE.read_text(), _processor(), _version(compiler)])
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashace"
-    library = folder / f"evaluate-{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.so"
-    if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fresh = Path(scratch) / "evaluate.so"
-            done = subprocess.run([*command, str(SOURCE), "-o", str(fresh), "-lm"], capture_output=True, text=True)
-            if done.returncode:
-                raise FlashACEError(f"kernel: {compiler} could not compile {SOURCE}: {done.stderr[-500:]}; use the plain path")
-            fresh.replace(library)
-    return ctypes.CDLL(str(library))
+    try:
+        library = folder / f"evaluate-{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.so"
+        if not library.is_file():
+            _compile([*command, str(SOURCE), "-lm"], library)
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise FlashACEError(
+            f"kernel: expected a folder to write to and to run from, got {folder}: {error}; "
+            "set XDG_CACHE_HOME to another, or use the plain path"
+        ) from error
+
+
+def _compile(command: Sequence[str], library: Path) -> None:
+    """Into a folder of its own first: others may be looking for the same file."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        fresh = Path(scratch) / library.name
+        done = subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True)
+        if done.returncode:
+            raise FlashACEError(f"kernel: {command[0]} could not compile {SOURCE}: {done.stderr[-500:].strip()}; use the plain path")
+        fresh.replace(library)
 
 
 def _version(compiler: str) -> str:

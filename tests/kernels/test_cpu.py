@@ -192,6 +192,15 @@ def test_a_compiler_that_fails_is_named(model_file, structure, monkeypatch, tmp_
     assert list((tmp_path / "flashace").iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(model, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(
+        FlashACEError, match=r"kernel: expected a folder to write to and to run from, got .*file/flashace: .*XDG_CACHE_HOME"
+    ):
+        CpuKernel(model)
+
+
 def test_it_is_compiled_once(model, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ages = []
