@@ -16,10 +16,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from click.testing import CliRunner, Result
 from e3nn import o3
+from rich.console import Console
 
 from flashace.cli import main
 from flashace.model import AttentionACE, ModelConfig
 from flashace.model_file import save_model
+from flashace.train.config import make_config
+from flashace.train.loop import Trainer
+from flashace.train.prepare import prepare
 
 # compiled kernels of the tests, also of those in processes of their own; kept from run to run
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "kernels")
@@ -277,6 +281,17 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_fit() -> dict[str, object]:
     """Options of a fit of two epochs that takes a second."""
     return TINY_FIT
+
+
+@pytest.fixture
+def trainer(data_file: Path, tmp_path: Path) -> Callable[..., Trainer]:
+    """trainer(…options): the Trainer of the tiny fit before its first step."""
+
+    def make(**options: object) -> Trainer:
+        prepared = prepare(make_config({**TINY_FIT, "data": [str(data_file)], **options}))
+        return Trainer(prepared, tmp_path / "trainer", Console(quiet=True), 0.0)
+
+    return make
 
 
 @pytest.fixture(scope="session")

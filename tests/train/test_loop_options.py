@@ -71,6 +71,50 @@ def test_large_batches_are_divided_and_the_log_says_so_once(fit, tmp_path):
     assert parts == pytest.approx(whole, rel=SAME)
 
 
+def test_the_gradient_is_clipped(fit, tmp_path):
+    fit("never", clip_grad_norm=1e9), fit("always", clip_grad_norm=1e-3)
+    assert not same_weights(tmp_path / "never", tmp_path / "always")
+
+
+def test_the_model_is_an_average_as_slow_as_told(fit, tmp_path, every_epoch):
+    fit("none", ema_decay=0.0), fit("slow", ema_decay=0.99)
+    assert not same_weights(tmp_path / "none", tmp_path / "slow")
+
+
+@pytest.mark.parametrize("asked", [True, False, "auto"])
+def test_the_step_is_compiled_where_it_is_asked_for_or_pays(trainer, monkeypatch, asked):
+    made = trainer(compile=asked)
+    assert made.step.compiled == (asked is True)
+    made.micro_batches = lambda *arguments: None  # it would compile
+    made._decide_on_compiling(seconds=0.0)
+    assert made.step.compiled == (asked is True)
+    made._decide_on_compiling(seconds=1e6)
+    assert made.step.compiled == (asked is not False)
+
+
+def test_the_seed_draws_the_order_of_the_frames(trainer):
+    one, same, other = trainer(seed=1)._batches(), trainer(seed=1)._batches(), trainer(seed=2)._batches()
+    assert one == same
+    assert one != other
+
+
+def test_neighbour_lists_are_kept_only_where_they_are_precomputed(trainer):
+    kept, fresh = trainer().train_graphs, trainer(precompute_neighbors=False).train_graphs
+    assert kept[0] is kept[0]
+    assert fresh[0] is not fresh[0]
+
+
+@pytest.mark.parametrize("label", ["energy", "forces", "stress"])
+def test_weights_decide_which_model_is_best_and_what_the_log_says(trainer, fit, tmp_path, every_epoch, label):
+    errors = {"energy_rmse": 3.0, "forces_rmse": 40.0, "stress_rmse": 5.0}
+    without = dict.fromkeys(("energy_weight", "forces_weight", "stress_weight"), 0.0)
+    score = [trainer(**without | {f"{label}_weight": weight})._score(errors) for weight in (0.0, 1.0, 3.0)]
+    assert score[0] == 0 < score[1]
+    assert score[2] == pytest.approx(3 * score[1])
+    fit("none", **without)
+    assert {float(row["loss"]) for row in rows(tmp_path / "none")} == {0.0}
+
+
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 def test_a_fit_needs_no_more_memory_than_that_of_one_atom(fit, tmp_path, monkeypatch, loss):
     """From the start of the readouts to the closing table, no structure is ever computed as a whole."""

@@ -36,6 +36,16 @@ def test_open_choices_are_filled_in(prepared, data_file):
     assert (by_time.epochs, by_time.max_time) == (None, 2.0)
 
 
+def test_the_fraction_for_validation_is_as_told(prepared):
+    assert [len(prepared(valid_fraction=f).valid) for f in (0.1, 0.5)] == [1, 6]
+
+
+def test_a_guess_of_the_epochs_counts_steps(prepared, monkeypatch):
+    monkeypatch.setattr("flashace.train.prepare.TYPICAL_STEPS", 110)
+    epochs = [prepared(epochs=None, grad_accum_steps=k).config.train.epochs for k in (1, 3)]
+    assert epochs == [40, 120]
+
+
 def test_every_decision_is_told(prepared):
     decisions = dict(prepared(max_time=3.0).decisions())
     assert decisions["elements"] == "C, Si"

@@ -40,17 +40,6 @@ def fit(flashace, write_yaml, data_file, tmp_path, monkeypatch):
     return run
 
 
-@pytest.fixture
-def trainer(tiny_fit, data_file, tmp_path):
-    """trainer(…options): a Trainer before its first step."""
-
-    def make(**options):
-        prepared = prepare(make_config({**tiny_fit, "data": [str(data_file)], **options}))
-        return loop.Trainer(prepared, tmp_path / "trainer", Console(quiet=True), 0.0)
-
-    return make
-
-
 def bits(run):
     """Weights of the model and rows of metrics.csv, without the time that they took."""
     model = {name: p.numpy().tobytes() for name, p in load_model(run / "model.pt", torch.float64).named_parameters()}
@@ -98,6 +87,46 @@ def test_all_flags_into_a_new_folder_are_the_same_fit(fit, tmp_path, monkeypatch
     fit("new", resume_from="parts", **EXACT)
     assert bits(tmp_path / "new") == bits(tmp_path / "whole")
     assert len(bits(tmp_path / "new")[1]) == 4
+
+
+def test_what_the_scores_led_to_comes_back(fit, flashace, tmp_path, monkeypatch):
+    """The learning rate of a plateau, and the best weights, where no score after the stop is better than those before."""
+    monkeypatch.setattr(loop.Trainer, "_score", lambda self, errors: float(self._steps()))
+    options = {"lr_scheduler": "plateau", "lr_patience": 0, "warmup": 0.0}
+    fit("whole", **options)
+    rates = [float(row["learning_rate"]) for row in bits(tmp_path / "whole")[1]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < rates[0]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7)
+        assert fit("parts", ok=False, **options).exit_code == 130
+    assert flashace("fit", "--resume", "parts").exit_code == 0
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+
+
+def test_a_folder_of_ones_own_for_checkpoints_is_found_again(fit, flashace, tmp_path, monkeypatch):
+    options = {"checkpoint_dir": "elsewhere"}
+    fit("whole", **options)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        assert fit("parts", ok=False, **options).exit_code == 130
+    fit("new", resume_from="parts", **options, **EXACT)
+    assert bits(tmp_path / "new") == bits(tmp_path / "whole")
+    resumed = flashace("fit", "--resume", "parts")
+    assert "no checkpoint yet" not in resumed.output
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+
+
+def test_time_already_spent_comes_back(fit, flashace, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        fit("run", ok=False)
+    path = checkpoints_in(tmp_path / "run/checkpoints")[-1]
+    state = load_checkpoint(path)
+    state["schedule"]["elapsed"] = 1000.0
+    save_checkpoint(path, state)
+    assert flashace("fit", "--resume", "run").exit_code == 0
+    assert float(list(csv.DictReader((tmp_path / "run/metrics.csv").open()))[-1]["seconds"]) >= 1000
 
 
 def test_from_every_checkpoint_the_same_end(fit, flashace, tmp_path):
