@@ -13,7 +13,7 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace.derivatives import EdgeBudget, Prediction, assemble, predict_in_parts
+from flashace.derivatives import EdgeBudget, Prediction, add_parts, assemble, predict_in_parts
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, build_graph
 from flashace.kernels.cpu import CpuKernel, kernel_of
@@ -93,8 +93,8 @@ class FlashACE(Calculator):
     (some seconds, once; ~/.cache/flashace keeps it), with edge functions from splines, or "plain" torch, many times slower and exact to the
     last digits. "auto" takes C for float32 where there is a compiler, and the plain path for float64.
 
-    On the plain path, large structures are evaluated in parts of `max_edges` neighbour pairs, which bounds the memory and changes nothing
-    else; None leaves the size to the device, and where memory runs out it is halved. Compiled C needs no parts.
+    Large structures are evaluated in parts of `max_edges` neighbour pairs, which bounds the memory and changes nothing else; None leaves
+    the size to the device, and where memory runs out it is halved.
 
     Raises FlashACEError for elements the model does not know (at `atoms.calc = …`) and structures that cannot be evaluated, and
     CalculationFailed for results that are not finite, or too uncertain.
@@ -199,7 +199,8 @@ class FlashACE(Calculator):
     def _predict(self, graph: Graph) -> Prediction:
         kernel = self._kernel()
         if kernel is not None:
-            return assemble(graph, kernel(graph, features=self.model.uncertainty is not None))
+            features = self.model.uncertainty is not None
+            return add_parts(lambda part: assemble(part, kernel(part, features)), graph, self.budget)
         model = self.model if self.model.uncertainty is None else self.model.with_features
         return predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
 

@@ -140,11 +140,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def predict_in_parts(model: Model, graph: Graph, dtype: torch.dtype, budget: EdgeBudget) -> Prediction:
-    """`predict` of a strictly local model with the memory of one part at a time: what the parts give adds up."""
+    """`predict` of a strictly local model with the memory of one part at a time."""
+    return add_parts(lambda part: predict(model, part, dtype), graph, budget)
+
+
+def add_parts(evaluate: Callable[[Graph], Prediction], graph: Graph, budget: EdgeBudget) -> Prediction:
+    """What `evaluate` gives for part after part of a graph, put side by side and added up."""
     zeros = graph.cell.new_zeros  # float64
     energies, stresses, forces = zeros(graph.num_centres), zeros(graph.num_centres, 3, 3), zeros(graph.numbers.shape[0], 3)
     features = []
-    for part, found in budget.each_part(graph, lambda part: predict(model, part.graph, dtype)):
+    for part, found in budget.each_part(graph, lambda part: evaluate(part.graph)):
         centres = part.atoms[: part.graph.num_centres]
         energies[centres], stresses[centres] = found.energies, found.stresses
         forces.index_add_(0, part.atoms, found.forces)

@@ -24,7 +24,7 @@ from ase.mep import NEB
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace import FlashACE, FlashACEError
+from flashace import FlashACE, FlashACEError, derivatives
 from flashace.derivatives import predict
 from flashace.graph import build_graph
 from flashace.model_file import load_model, save_model
@@ -425,12 +425,19 @@ def test_parts_of_a_structure_are_evaluated_one_by_one(counted, model_file, each
         np.testing.assert_allclose(parts.calc.results[name], whole.calc.results[name], rtol=0, atol=1e-12)
 
 
-def test_max_edges_is_obeyed_and_kept(model_file, structure):
-    calculator = FlashACE(model_file, device="cpu", max_edges=60, kernel="plain")
-    sizes, atoms = [], structure("crystal")
-    calculator.model.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].slots.numel()))
+@pytest.mark.parametrize("kernel", ["compiled", "plain"])
+def test_max_edges_is_obeyed_and_kept(model_file, structure, kernel):
+    calculator = FlashACE(model_file, device="cpu", max_edges=60, kernel=kernel)
+    sizes, atoms, assemble = [], structure("crystal"), derivatives.assemble
     atoms.calc = calculator
-    atoms.get_forces()
+
+    def counted(part, found):
+        sizes.append(part.slots.numel())
+        return assemble(part, found)
+
+    with patch("flashace.derivatives.assemble", counted), patch("flashace.calculator.assemble", counted):
+        forces = atoms.get_forces()
+    np.testing.assert_allclose(forces, FlashACE(model_file, device="cpu").get_property("forces", atoms), atol=1e-4)
     assert len(sizes) > 2
     assert max(sizes) <= 60
     again = FlashACE(**json.loads(json.dumps(calculator.parameters)))
