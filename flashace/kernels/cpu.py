@@ -20,7 +20,7 @@ from flashace.derivatives import Slopes
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.model import TRUSTED, AttentionACE
-from flashace.nn.edge_functions import tabulate
+from flashace.nn.edge_functions import KNOTS, tabulate
 from flashace.nn.layer import Layer
 from flashace.nn.linear import Linear, TensorLinear
 from flashace.nn.product import Contraction
@@ -33,6 +33,7 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-freciprocal-math"),
 )
 ATOMS_PER_THREAD = 64  # fewer are not worth a thread
+MOST_FOR_TABLES = 1e9  # bytes; some 14 elements with the default sizes
 
 _POINTER = ctypes.c_void_p
 
@@ -60,6 +61,7 @@ class CpuKernel:
     def __init__(self, model: AttentionACE) -> None:
         if model.embedding.device.type != "cpu":
             raise FlashACEError(f"kernel: expected a model on a CPU, got one on {model.embedding.device}; use the plain path there")
+        _check_tables(model)
         self._library = _library(model)
         self._dtype, self._scale = model.dtype, model.scale
         self._atomic_energies, self._element_index = model.atomic_energies, model.element_index
@@ -155,6 +157,16 @@ def kernel_of(model: AttentionACE) -> CpuKernel:
     if model not in _kernels:
         _kernels[model] = CpuKernel(model)
     return _kernels[model]
+
+
+def _check_tables(model: AttentionACE) -> None:
+    pairs, width = len(model.e0) ** 2, sum(cast(Layer, model.layers[0]).edge_functions.sizes)
+    size = pairs * KNOTS * 4 * width * model.config.num_layers * model.embedding.element_size()
+    if size > MOST_FOR_TABLES:
+        raise FlashACEError(
+            f"kernel: the splines of {pairs} pairs of elements would take {size / 1e9:.1f} GB, more than {MOST_FOR_TABLES / 1e9:g}; "
+            "use the plain path, or a model of fewer elements"
+        )
 
 
 def _address(tensor: Tensor) -> ctypes.c_void_p:

@@ -201,6 +201,13 @@ def test_a_cache_that_cannot_be_written_is_named(model, monkeypatch, tmp_path):
         CpuKernel(model)
 
 
+def test_many_elements_do_not_fill_the_memory(model, monkeypatch):
+    held = sum(tensor.numel() * tensor.element_size() for tensor in CpuKernel(model)._held)
+    monkeypatch.setattr(cpu, "MOST_FOR_TABLES", held / 2)  # nearly all of it are tables
+    with pytest.raises(FlashACEError, match="kernel: the splines of 4 pairs of elements would take .* use the plain path"):
+        CpuKernel(model)
+
+
 def test_it_is_compiled_once(model, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ages = []
