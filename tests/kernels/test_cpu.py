@@ -204,7 +204,7 @@ def test_a_cache_that_cannot_be_written_is_named(model, monkeypatch, tmp_path):
 def test_many_elements_do_not_fill_the_memory(model, monkeypatch):
     held = sum(tensor.numel() * tensor.element_size() for tensor in CpuKernel(model)._held)
     monkeypatch.setattr(cpu, "MOST_FOR_TABLES", held / 2)  # nearly all of it are tables
-    with pytest.raises(FlashACEError, match="kernel: the splines of 4 pairs of elements would take .* use the plain path"):
+    with pytest.raises(FlashACEError, match=r"kernel: the splines of 4 pairs of elements would take .* use the plain path"):
         CpuKernel(model)
 
 
