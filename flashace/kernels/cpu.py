@@ -257,18 +257,24 @@ def _library(model: AttentionACE) -> ctypes.CDLL:
     command = [compiler, *FLAGS, *(f"-D{name}={value}" for name, value in sizes.items())]
     if platform.machine() in ("x86_64", "AMD64"):
         command.append("-mprefer-vector-width=512")
-    made_of = "\0".join([*command, SOURCE.read_text(), _processor(), _version(compiler)])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashace"
     try:
-        library = folder / f"evaluate-{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.so"
+        made_of = "\0".join([*command, SOURCE.read_text(), _processor(), _version(compiler)])
+        library = _cache() / f"evaluate-{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.so"
         if not library.is_file():
             _compile([*command, str(SOURCE), "-lm"], library)
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise FlashACEError(
-            f"kernel: expected a folder to write to and to run from, got {folder}: {error}; "
-            "set XDG_CACHE_HOME to another, or use the plain path"
+            f"kernel: expected a C compiler and a folder to write to and to run from, got {compiler} and {_cache()}: {error}; "
+            "set CC, or XDG_CACHE_HOME, to another, or use the plain path"
         ) from error
+
+
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashace"
+    except RuntimeError as error:  # a user without a home
+        raise FlashACEError(f"kernel: {error} Set XDG_CACHE_HOME to a folder to write to, or use the plain path") from error
 
 
 def _compile(command: Sequence[str], library: Path) -> None:

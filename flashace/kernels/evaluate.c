@@ -50,7 +50,7 @@ typedef struct {
 static inline real exponential(real x) {
     const real most = sizeof(real) == 4 ? 88 : 708;
     x = x > most ? most : x < -most ? -most : x;
-    const int32_t n = (int32_t)(x * (real)1.4426950408889634 + (x < 0 ? (real)-0.5 : (real)0.5));
+    const int32_t n = x == x ? (int32_t)(x * (real)1.4426950408889634 + (x < 0 ? (real)-0.5 : (real)0.5)) : 0; /* not a number: y is none either */
     real y = 0, power;
     if (sizeof(real) == 4) {
         const float r = __builtin_fmaf(-n, -2.12194440e-4f, __builtin_fmaf(-n, 0.693359375f, x));
@@ -352,7 +352,7 @@ typedef struct {
 /* what is needed for a moment only; too large for the stack */
 typedef struct {
     vec s[F], t[T * K], gs[F], gt[T * K];
-    vec q[D * H], look[T * H], x[X], ds[F], dt[T * K], g[2 * F], gh[F], values[F], basis[L * 2 * K], orders[NU][L * K];
+    vec q[D * H], look[T * H], x[X], ds[F], dt[T * K], g[2 * F > RW ? 2 * F : RW], gh[F], values[F], basis[L * 2 * K], orders[NU][L * K];
 } Work;
 
 static void spread(int n, int b, const real *restrict x, vec *restrict y, int stride, int offset, int row) {

@@ -23,6 +23,7 @@ OPTIONS = [
     {"num_layers": 1, "correlation": 1, "l_max": 1},
     {"num_layers": 3, "correlation": 4, "l_max": 3},
     {"num_channels": 8, "hidden_dim": 24, "num_heads": 4, "key_dim": 3},
+    {"num_channels": 1, "hidden_dim": 1, "key_dim": 1, "num_layers": 1},
     {"zbl": False, "radial_basis_type": "gaussian", "envelope_exponent": 4},
 ]
 
@@ -192,11 +193,29 @@ def test_a_compiler_that_fails_is_named(model_file, structure, monkeypatch, tmp_
     assert list((tmp_path / "flashace").iterdir()) == []
 
 
+def test_what_is_no_compiler_is_named(model, monkeypatch, tmp_path):
+    (tmp_path / "cc").write_text("not a program")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    with pytest.raises(FlashACEError, match=r"kernel: expected a C compiler and a folder.*set CC"):
+        CpuKernel(model)
+
+
+def test_a_user_without_a_home_is_told_so(model, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(cpu.Path, "home", no_home)
+    with pytest.raises(FlashACEError, match=r"kernel: Could not determine home directory\. Set XDG_CACHE_HOME"):
+        CpuKernel(model)
+
+
 def test_a_cache_that_cannot_be_written_is_named(model, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(
-        FlashACEError, match=r"kernel: expected a folder to write to and to run from, got .*file/flashace: .*XDG_CACHE_HOME"
+        FlashACEError, match=r"kernel: expected .* a folder to write to and to run from, got .*file/flashace: .*XDG_CACHE_HOME"
     ):
         CpuKernel(model)
 
