@@ -33,7 +33,7 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-freciprocal-math"),
 )
 ATOMS_PER_THREAD = 64  # fewer are not worth a thread
-MOST_FOR_TABLES = 1e9  # bytes; some 14 elements with the default sizes
+MOST_FOR_TABLES = 1e9  # bytes; some 39 elements with the default sizes
 
 _POINTER = ctypes.c_void_p
 
@@ -44,7 +44,18 @@ class _Layer(ctypes.Structure):
     _fields_ = [
         (name, _POINTER)
         for name in (
-            *("table", "query", "query_bias", "look", "mix_basis", "mix_scalars", "mix_scalars_bias", "mix_tensors", "path_weights"),
+            *(
+                "table",
+                "steps",
+                "query",
+                "query_bias",
+                "look",
+                "mix_basis",
+                "mix_scalars",
+                "mix_scalars_bias",
+                "mix_tensors",
+                "path_weights",
+            ),
             *("scalars_out", "values_out", "tensors_out", "gate_and_value", "gate_and_value_bias", "out", "scale_scalars", "scale_tensors"),
             *("readout_linear", "readout_hidden", "readout_hidden_bias", "readout_out"),
         )
@@ -54,7 +65,7 @@ class _Layer(ctypes.Structure):
 class CpuKernel:
     """`Graph` → energies, their slopes and last-layer features, as the model and autograd give them.
 
-    Edge functions come from cubic splines (`tabulate`), which is the one approximation. The neighbours of 16 atoms are in memory at a time.
+    Edge functions come from splines (`tabulate`), which is the one approximation. The neighbours of 16 atoms are in memory at a time.
     Raises FlashACEError, with the reason, where the model is not on a CPU or C cannot be compiled.
     """
 
@@ -132,13 +143,11 @@ class CpuKernel:
         for layer, readout, target, table in zip(model.layers, model.readouts, packed.layers, tables, strict=True):
             for name, tensor in _layer_weights(cast(Layer, layer), cast(Readout, readout), c.heads, table).items():
                 setattr(target, name, None if tensor is None else hold(tensor))
-        packed.embedding, packed.knots, packed.r_max = hold(model.embedding), tables[0].shape[1], c.r_max
+        packed.embedding, packed.knots, packed.r_max = hold(model.embedding), KNOTS, c.r_max
         packed.plain_scale = cast(Layer, model.layers[0]).attention.plain_scale
-        orders = [_terms(cast(Contraction, order)) for order in cast(Layer, model.layers[0]).product.contractions]
-        for i, (paths, _) in enumerate(orders, start=1):
-            packed.terms[i] = len(paths)
-        packed.term = hold(torch.cat([paths for paths, _ in orders] or [torch.zeros(0, 4)]), torch.int32)
-        packed.coupling = hold(torch.cat([coupling for _, coupling in orders] or [torch.zeros(0)]))
+        terms, coupling, ends = _terms([cast(Contraction, order) for order in cast(Layer, model.layers[0]).product.contractions])
+        packed.start[:] = [0, *ends]
+        packed.term, packed.coupling = hold(terms, torch.int32), hold(coupling)
         monomials, coefficients = model.harmonics.polynomials()
         packed.monomials, packed.harmonics = hold(monomials, torch.int32), hold(coefficients, torch.float64)
         if c.zbl:
@@ -161,7 +170,7 @@ def kernel_of(model: AttentionACE) -> CpuKernel:
 
 def _check_tables(model: AttentionACE) -> None:
     pairs, width = len(model.e0) ** 2, sum(cast(Layer, model.layers[0]).edge_functions.sizes)
-    size = pairs * KNOTS * 4 * width * model.config.num_layers * model.embedding.element_size()
+    size = pairs * (2 * KNOTS + 9) * width * model.config.num_layers * model.embedding.element_size()
     if size > MOST_FOR_TABLES:
         raise FlashACEError(
             f"kernel: the splines of {pairs} pairs of elements would take {size / 1e9:.1f} GB, more than {MOST_FOR_TABLES / 1e9:g}; "
@@ -182,7 +191,7 @@ def _model_struct(num_layers: int, correlation: int) -> type[ctypes.Structure]:
         ("knots", ctypes.c_int64),
         ("r_max", ctypes.c_double),
         ("plain_scale", ctypes.c_double),
-        ("terms", ctypes.c_int64 * correlation),
+        ("start", ctypes.c_int64 * correlation),
         *((name, _POINTER) for name in names.split()),
     ]
     return type("_Model", (ctypes.Structure,), {"_fields_": fields})
@@ -196,6 +205,7 @@ def _layer_weights(layer: Layer, readout: Readout, heads: int, table: Tensor) ->
     values_out = _matrix(layer.values_out).unflatten(0, (heads, -1)).transpose(0, 1).flatten(0, 1)
     return {
         "table": table,
+        "steps": table.diff(dim=1),
         "query": attention.query.weight.permute(1, 2, 0).flatten(1),
         "query_bias": cast(Tensor, attention.query.bias).unflatten(0, (heads, -1)).T,
         "look": look,
@@ -227,12 +237,20 @@ def _stack(linear: TensorLinear) -> Tensor:
     return torch.stack(list(linear.weights))
 
 
-def _terms(order: Contraction) -> tuple[Tensor, Tensor]:
-    """Nonzero Clebsch-Gordan coefficients [n] and, for each, path, component of a, component of b and component of the result [n, 4]."""
-    row, product = order.coupling.nonzero(as_tuple=True)
-    size = order.collect.shape[0]
-    target = order.collect.argmax(0)
-    return torch.stack([order.path_of_row[row], product // size, product % size, target[row]], dim=1), order.coupling[row, product]
+def _terms(orders: Sequence[Contraction]) -> tuple[Tensor, Tensor, list[int]]:
+    """For each nonzero Clebsch-Gordan coefficient of all orders: path, component of a, component of b and component of the result [n, 4].
+
+    Also the coefficients [n], and where each order ends.
+    """
+    terms, couplings, ends, paths = [torch.zeros(0, 4)], [torch.zeros(0)], [], 0
+    for order in orders:
+        row, product = order.coupling.nonzero(as_tuple=True)
+        size, target = order.collect.shape[0], order.collect.argmax(0)
+        terms.append(torch.stack([paths + order.path_of_row[row], product // size, product % size, target[row]], dim=1))
+        couplings.append(order.coupling[row, product])
+        ends.append(sum(map(len, couplings)))
+        paths += len(order.weight)
+    return torch.cat(terms), torch.cat(couplings), ends
 
 
 def _library(model: AttentionACE) -> ctypes.CDLL:

@@ -17,7 +17,7 @@ typedef real vec __attribute__((vector_size(B * sizeof(real))));
 static const vec ZERO = {0};
 
 typedef struct {
-    const real *table;                       /* [pairs, knots, 4, W]: cubics in u, from -1 to 1 over each interval */
+    const real *table, *steps;               /* [pairs, knots + 5, W], coefficients of B-splines, and [pairs, knots + 4, W], from each to the next */
     const real *query, *query_bias;          /* [F, D*H], in the order D, H */
     const real *look;                        /* [LM, K, H]; NULL in the first layer */
     const real *mix_basis;                   /* [LM+1, 2K, K] */
@@ -38,8 +38,8 @@ typedef struct {
     const real *embedding;                   /* [species, F] */
     int64_t knots;
     double r_max, plain_scale;
-    int64_t terms[NU];                       /* of the products of order 2, 3, ... */
-    const int32_t *term;                     /* [.., 4]: path, i, j, m */
+    int64_t start[NU];                       /* the terms of the products of order o + 1 stand from start[o - 1] to start[o] */
+    const int32_t *term;                     /* [.., 4]: path, counted through all orders, i, j, m */
     const real *coupling;
     const int32_t *monomials;                /* [.., 3]: powers of x, y, z; all degrees, one after the other */
     const double *harmonics;                 /* per degree [monomials, 2l+1] */
@@ -115,7 +115,23 @@ static inline vec root(vec x) {
 }
 
 /* ---- geometry of one edge ---- */
-typedef struct { double r, seen, dseen, f, df; double unit[3]; } Edge;
+typedef struct {
+    double r, seen, dseen, f, df, unit[3];
+    int64_t knot;                            /* the interval of the splines that `seen` lies in */
+    real log_f, spline[5], slope[5];         /* weights of the steps, for value and slope */
+} Edge;
+
+/* u in [0, 1]: weights of uniform B-splines of degree 5 by the recurrence of Cox and de Boor, as weights of the steps between the coefficients.
+   Rounded numbers lose less in this form, and those of degree 4 give the slope from the same steps. */
+static void bsplines(double u, double per_angstrom, Edge *e) {
+    double w[6] = {1, 0, 0, 0, 0, 0};
+    for (int d = 1; d <= 5; d++) {
+        if (d == 5) for (int k = 0; k < 5; k++) e->slope[k] = per_angstrom * w[k];
+        for (int k = d; k >= 0; k--) w[k] = ((k + 1 - u) * w[k] + (k > 0 ? (u + d - k) * w[k - 1] : 0)) / d;
+    }
+    e->spline[0] = -w[0]; e->spline[1] = -w[0] - w[1]; e->spline[2] = -w[0] - w[1] - w[2]; /* y = c3 + sum of steps from c3 */
+    e->spline[3] = w[4] + w[5]; e->spline[4] = w[5];
+}
 
 static void geometry(const Model *model, const double *v, int32_t pair, Edge *e, real *Y) {
     e->r = sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
@@ -137,6 +153,10 @@ static void geometry(const Model *model, const double *v, int32_t pair, Edge *e,
     const double u = 1 - x;
     e->f = u * u * u * tail;
     e->df = (u * u * u * dtail - 3 * u * u * tail) / model->r_max;
+    e->log_f = e->f > 0 ? log(e->f) : 0;
+    const double place = x * model->knots;
+    e->knot = place < model->knots ? (int64_t)place : model->knots - 1; /* also where r is not a number */
+    bsplines(place - e->knot, model->knots / model->r_max, e);
     double power[3][LM + 1];
     for (int c = 0; c < 3; c++) { power[c][0] = 1; for (int l = 1; l <= LM; l++) power[c][l] = power[c][l - 1] * e->unit[c]; }
     const int32_t *mono = model->monomials;
@@ -189,14 +209,12 @@ static double repulsion(const Model *model, int32_t pair, const Edge *e, double 
 }
 
 /* ---- attention of one atom over its M neighbours ---- */
-static inline void curves(const real *restrict table, int64_t knots, double r_max, int32_t pair, double r, real *restrict y, real *restrict dy) {
-    const double x = r * (knots / r_max);
-    int64_t k = x < knots ? (int64_t)x : knots - 1; /* also where r is not a number */
-    if (k < 0) k = 0;
-    const real u = 2 * (x - k) - 1, h = 2 * (knots / r_max);
-    const real *restrict a = table + (pair * knots + k) * 4 * W, *restrict b = a + W, *restrict c = b + W, *restrict d = c + W;
-    for (int w = 0; w < W; w++) y[w] = a[w] + u * (b[w] + u * (c[w] + u * d[w]));
-    if (dy != NULL) for (int w = 0; w < W; w++) dy[w] = h * (b[w] + u * (2 * c[w] + 3 * u * d[w]));
+static inline void curves(const Model *model, const Layer *layer, int32_t pair, const Edge *e, real *restrict y, real *restrict dy) {
+    const real *restrict c = layer->table + (pair * (model->knots + 5) + e->knot + 3) * W, *restrict d = layer->steps + (pair * (model->knots + 4) + e->knot) * W;
+    const real *restrict p = e->spline, *restrict q = e->slope;
+    for (int w = 0; w < W; w++) y[w] = c[w] + (p[0] * d[w] + p[1] * d[W + w] + p[2] * d[2 * W + w] + p[3] * d[3 * W + w] + p[4] * d[4 * W + w]);
+    if (dy == NULL) return;
+    for (int w = 0; w < W; w++) dy[w] = q[0] * d[w] + q[1] * d[W + w] + q[2] * d[2 * W + w] + q[3] * d[3 * W + w] + q[4] * d[4 * W + w];
 }
 
 static inline void scores(const real *restrict y, const real *restrict Y, const real *restrict q, const real *restrict look, real *restrict s, real *restrict seen) {
@@ -220,8 +238,7 @@ static void weigh(int64_t M, const Edge *edge, real *restrict s, real *restrict 
     for (int h = 0; h < H; h++) shift[h] = 0;
     for (int64_t e = 0; e < M; e++) {
         if (!(edge[e].f > 0)) continue;
-        const real lf = log(edge[e].f);
-        for (int h = 0; h < H; h++) { const real t = s[e * H + h] + lf; shift[h] = t > shift[h] ? t : shift[h]; }
+        for (int h = 0; h < H; h++) { const real t = s[e * H + h] + edge[e].log_f; shift[h] = t > shift[h] ? t : shift[h]; }
     }
     for (int h = 0; h < H; h++) sum[h] = exponential(-shift[h]);
     for (int64_t e = 0; e < M; e++) {
@@ -244,7 +261,7 @@ typedef struct { real *y, *dy, *s, *b, *g, *seen; } Room;
 static void attend(const Model *model, const Layer *layer, int64_t M, const int32_t *pair, const Edge *edge, const real *Y, const real *q, const real *look,
                    const Room *room, real *values, real *attended, real *plain) {
     for (int64_t e = 0; e < M; e++) {
-        curves(layer->table, model->knots, model->r_max, pair[e], edge[e].seen, room->y + e * W, NULL);
+        curves(model, layer, pair[e], edge + e, room->y + e * W, NULL);
         scores(room->y + e * W, Y + e * L, q, look, room->s + e * H, room->seen);
     }
     weigh(M, edge, room->s, room->b);
@@ -268,7 +285,7 @@ static void attend_back(const Model *model, const Layer *layer, int64_t M, const
     const real c = 1 / sqrt((double)D);
     real dot[H] = {0};
     for (int64_t e = 0; e < M; e++) {
-        curves(layer->table, model->knots, model->r_max, pair[e], edge[e].seen, room->y + e * W, room->dy + e * W);
+        curves(model, layer, pair[e], edge + e, room->y + e * W, room->dy + e * W);
         scores(room->y + e * W, Y + e * L, q, look, room->s + e * H, room->seen + e * LM * H);
     }
     weigh(M, edge, room->s, room->b);
@@ -278,16 +295,16 @@ static void attend_back(const Model *model, const Layer *layer, int64_t M, const
         const real *restrict y = room->y + e * W, *restrict dy = room->dy + e * W, *restrict al = room->s + e * H, *restrict Ye = Y + e * L;
         real *restrict g = room->g + e * H, *restrict gY = g_Y + e * L;
         const real fp = edge[e].f * model->plain_scale;
-        real gr = 0, gf = 0, gk[K];
-        for (int h = 0; h < H; h++) g[h] = 0;
-        for (int k = 0; k < K; k++) gk[k] = 0;
+        real gr = 0, gf = 0, gk[K], gfk[K], grk[K], grh[H]; /* summed over channels or heads at the end, once */
+        for (int h = 0; h < H; h++) g[h] = grh[h] = 0;
+        for (int k = 0; k < K; k++) gk[k] = gfk[k] = grk[k] = 0;
         for (int j = 0; j < V; j++) for (int h = 0; h < H; h++) {
             g[h] += y[AT_VAL + j * H + h] * gv[j * H + h];
-            gr += dy[AT_VAL + j * H + h] * al[h] * gv[j * H + h];
+            grh[h] += dy[AT_VAL + j * H + h] * gv[j * H + h];
         }
         for (int l = 0, m = 0; l <= LM; l++) {
             const real *restrict R = y + AT_RAD + l * K, *restrict dR = dy + AT_RAD + l * K;
-            real ta[K], tp[K], x[K], z[K], p = 0;
+            real ta[K], tp[K], x[K], z[K];
             for (int k = 0; k < K; k++) { ta[k] = tp[k] = 0; x[k] = al[k / KH] * R[k]; z[k] = fp * R[k]; }
             for (int n = 0; n < 2 * l + 1; n++, m++) {
                 const real Ym = Ye[m];
@@ -300,11 +317,12 @@ static void attend_back(const Model *model, const Layer *layer, int64_t M, const
             }
             for (int k = 0; k < K; k++) {
                 gk[k] += R[k] * ta[k];
-                p += R[k] * tp[k];
-                gr += dR[k] * (al[k / KH] * ta[k] + fp * tp[k]);
+                gfk[k] += R[k] * tp[k];
+                grk[k] += dR[k] * (al[k / KH] * ta[k] + fp * tp[k]);
             }
-            gf += p;
         }
+        for (int h = 0; h < H; h++) gr += al[h] * grh[h];
+        for (int k = 0; k < K; k++) { gr += grk[k]; gf += gfk[k]; }
         for (int k = 0; k < K; k++) g[k / KH] += gk[k];
         for (int h = 0; h < H; h++) dot[h] += al[h] * g[h];
         g_r[e] += gr;
@@ -313,20 +331,18 @@ static void attend_back(const Model *model, const Layer *layer, int64_t M, const
     for (int64_t e = 0; e < M; e++) {
         const real *restrict y = room->y + e * W, *restrict dy = room->dy + e * W, *restrict Ye = Y + e * L, *restrict t = room->seen + e * LM * H;
         real *restrict gs = room->g + e * H, *restrict gY = g_Y + e * L;
-        real gf = 0, gr = 0;
-        for (int h = 0; h < H; h++) { const real d = gs[h] - dot[h]; gf += room->b[e * H + h] * d; gs[h] = room->s[e * H + h] * d; }
+        real gf = 0, gr = 0, grh[H];
+        for (int h = 0; h < H; h++) { const real d = gs[h] - dot[h]; gf += room->b[e * H + h] * d; gs[h] = room->s[e * H + h] * d; grh[h] = 0; }
         for (int d = 0; d < D; d++) {
-            real gkey = 0;
-            const real key = c * y[d];
-            for (int h = 0; h < H; h++) { gkey += gs[h] * q[d * H + h]; gq[d * H + h] += key * gs[h]; }
-            gr += c * gkey * dy[d];
+            const real key = c * y[d], dkey = c * dy[d];
+            for (int h = 0; h < H; h++) { grh[h] += dkey * q[d * H + h]; gq[d * H + h] += key * gs[h]; }
         }
         if (look != NULL)
             for (int l = 1, m = 0; l <= LM; l++) {
                 const real cl = 1 / sqrt(2.0 * l + 1);
                 const real *restrict dk = y + AT_DIR + (l - 1) * H, *restrict ddk = dy + AT_DIR + (l - 1) * H;
                 real x[H];
-                for (int h = 0; h < H; h++) { gr += gs[h] * t[(l - 1) * H + h] * ddk[h]; x[h] = cl * gs[h] * dk[h]; }
+                for (int h = 0; h < H; h++) { grh[h] += t[(l - 1) * H + h] * ddk[h]; x[h] = cl * gs[h] * dk[h]; }
                 for (int n = 0; n < 2 * l + 1; n++, m++) {
                     real gy = 0;
                     const real Ym = Ye[m + 1];
@@ -334,6 +350,7 @@ static void attend_back(const Model *model, const Layer *layer, int64_t M, const
                     gY[m + 1] += gy;
                 }
             }
+        for (int h = 0; h < H; h++) gr += gs[h] * grh[h];
         g_r[e] += gr;
         g_f[e] += gf;
     }
@@ -364,36 +381,24 @@ static void gather(int n, int b, const vec *restrict y, real *restrict x, int st
 }
 
 static void products(const Model *model, const Layer *layer, Kept *k) {
-    const int32_t *term = model->term;
-    const real *coupling = model->coupling, *weight = layer->path_weights;
     for (int o = 1; o < NU; o++) {
-        int paths = 0;
         for (int i = 0; i < L * K; i++) k->orders[o][i] = ZERO;
-        for (int64_t n = 0; n < model->terms[o]; n++, term += 4, coupling++) {
-            const real *w = weight + term[0] * K;
+        for (int64_t n = model->start[o - 1]; n < model->start[o]; n++) {
+            const int32_t *term = model->term + 4 * n;
+            const real *w = layer->path_weights + term[0] * K;
             const vec *x = k->orders[o - 1] + term[1] * K, *y = k->orders[0] + term[2] * K;
             vec *z = k->orders[o] + term[3] * K;
-            if (term[0] >= paths) paths = term[0] + 1;
-            for (int c = 0; c < K; c++) z[c] += (*coupling * w[c]) * (x[c] * y[c]);
+            for (int c = 0; c < K; c++) z[c] += (model->coupling[n] * w[c]) * (x[c] * y[c]);
         }
-        weight += paths * K;
     }
 }
 
 /* slopes along all orders in, along the first of them out, in g[0] */
 static void products_back(const Model *model, const Layer *layer, const Kept *k, vec (*g)[L * K]) {
-    int64_t start[NU + 1], paths[NU + 1];
-    start[1] = paths[1] = 0;
-    for (int o = 1; o < NU; o++) {
-        int most = 0;
-        for (int64_t n = start[o]; n < start[o] + model->terms[o]; n++) if (model->term[4 * n] >= most) most = model->term[4 * n] + 1;
-        start[o + 1] = start[o] + model->terms[o];
-        paths[o + 1] = paths[o] + most;
-    }
     for (int o = NU - 1; o >= 1; o--)
-        for (int64_t n = start[o]; n < start[o + 1]; n++) {
+        for (int64_t n = model->start[o - 1]; n < model->start[o]; n++) {
             const int32_t *term = model->term + 4 * n;
-            const real *w = layer->path_weights + (paths[o] + term[0]) * K;
+            const real *w = layer->path_weights + term[0] * K;
             const vec *x = k->orders[o - 1] + term[1] * K, *y = k->orders[0] + term[2] * K, *gz = g[o] + term[3] * K;
             vec *gx = g[o - 1] + term[1] * K, *gy = g[0] + term[2] * K;
             for (int c = 0; c < K; c++) {

@@ -1,18 +1,19 @@
 """Distance and the two species of a pair in; keys, values and radial functions of one layer out. Nothing else enters: these are curves."""
 
 from copy import deepcopy
-from functools import partial
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.interpolate import BSpline
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from flashace.nn.linear import Linear
 from flashace.nn.radial import polynomial_envelope
 
-KNOTS = 512  # of the splines, over 0 to r_max
+KNOTS = 128  # intervals of the splines, over 0 to r_max
 
 
 class EdgeFeatures(NamedTuple):
@@ -60,28 +61,25 @@ class EdgeFunctions(nn.Module):
 
 
 def tabulate(functions: EdgeFunctions, radial_basis: nn.Module, r_max: float, envelope_exponent: int) -> Tensor:
-    """The curves of all pairs of elements as cubic Hermite splines: [S², KNOTS, 4, width] in float64.
+    """The curves of all pairs of elements as sums of B-splines of fifth degree: coefficients [S², KNOTS + 5, width] in float64.
 
-    Row (centre · S + neighbour, k) has the coefficients of 1, u, u² and u³ over the k-th of equal intervals from 0 to `r_max`, where u goes
-    from -1 to 1; value and slope are those of the functions at its ends. Columns: keys, direction keys, values (heads last), radial.
+    Over the k-th of KNOTS equal intervals from 0 to `r_max`, rows k to k + 5 of pair (centre · S + neighbour) count, with the weights of
+    uniform B-splines. They are least-squares fits to four samples per interval; value and four derivatives are continuous. Columns: keys,
+    direction keys, values (heads last), radial.
     """
     functions, radial_basis = deepcopy(functions).double(), deepcopy(radial_basis).double()
     num_elements = functions.centre.shape[0]
     num_heads = functions.shapes[1][1]
-    r = torch.linspace(0, r_max, KNOTS + 1, dtype=torch.float64).clamp(min=1e-3 * r_max / KNOTS)  # no basis divides by zero
-
-    def curves(r: Tensor, centre: Tensor, neighbour: Tensor) -> Tensor:
-        basis = radial_basis(r) * polynomial_envelope(r, r_max, envelope_exponent).unsqueeze(-1)
-        edge = functions(basis.unsqueeze(0), centre.view(1, 1), neighbour.expand(1, len(r)))
-        values = edge.values.unflatten(-1, (num_heads, -1)).mT
-        return torch.cat([part.flatten(2) for part in (edge.keys, edge.direction_keys, values, edge.radial)], dim=-1)[0]
+    r = torch.linspace(0, r_max, 4 * KNOTS + 1, dtype=torch.float64).clamp(min=1e-5 * r_max)  # no basis divides by zero
+    knots = np.arange(-5, KNOTS + 6) * (r_max / KNOTS)
+    fit = torch.from_numpy(np.linalg.pinv(BSpline.design_matrix(r.clamp(max=knots[-6]).numpy(), knots, 5).toarray()))
 
     tables = []
     with torch.no_grad():
+        basis = radial_basis(r) * polynomial_envelope(r, r_max, envelope_exponent).unsqueeze(-1)
         for centre, neighbour in product(torch.arange(num_elements), repeat=2):
-            y, dy = torch.func.jvp(partial(curves, centre=centre, neighbour=neighbour), (r,), (torch.ones_like(r),))[:2]
-            dy = dy * r_max / KNOTS / 2  # per u
-            (y0, y1), (s0, s1) = ((x[:-1], x[1:]) for x in (y, dy))
-            cubic = [(y0 + y1) / 2 + (s0 - s1) / 4, 0.75 * (y1 - y0) - (s0 + s1) / 4, (s1 - s0) / 4, (y0 - y1) / 4 + (s0 + s1) / 4]
-            tables.append(torch.stack(cubic, dim=1))
+            edge = functions(basis.unsqueeze(0), centre.view(1, 1), neighbour.expand(1, len(r)))
+            values = edge.values.unflatten(-1, (num_heads, -1)).mT
+            curves = torch.cat([part.flatten(2) for part in (edge.keys, edge.direction_keys, values, edge.radial)], dim=-1)
+            tables.append(fit @ curves[0])
     return torch.stack(tables)
