@@ -12,8 +12,11 @@
 
 typedef REAL real;
 enum { B = 64 / sizeof(real), L = (LM + 1) * (LM + 1), T = L - 1, V = F / H, KH = K / H, X = F + LM * K,
+       HV = (H + B - 1) / B, HP = HV * B, /* heads, filled up to whole vectors */
        AT_DIR = D, AT_VAL = AT_DIR + LM * H, AT_RAD = AT_VAL + F, W = AT_RAD + (LM + 1) * K };
-typedef real vec __attribute__((vector_size(B * sizeof(real))));
+typedef real vec __attribute__((vector_size(B * sizeof(real)), may_alias));
+#define WHOLE(type) _Generic((type)0, float: (int32_t)0, double: (int64_t)0)
+typedef __typeof__(WHOLE(real)) ivec __attribute__((vector_size(B * sizeof(real)), may_alias));
 static const vec ZERO = {0};
 
 typedef struct {
@@ -47,28 +50,28 @@ typedef struct {
     const double *zbl_strength, *zbl_length, *zbl_end; /* [pairs] */
 } Model;
 
-static inline real exponential(real x) {
+static inline vec pick(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
+
+/* by a power of two and a polynomial, as precise as x itself is; not a number gives not a number */
+static inline vec exponential(vec x) {
     const real most = sizeof(real) == 4 ? 88 : 708;
-    x = x > most ? most : x < -most ? -most : x;
-    const int32_t n = x == x ? (int32_t)(x * (real)1.4426950408889634 + (x < 0 ? (real)-0.5 : (real)0.5)) : 0; /* not a number: y is none either */
-    real y = 0, power;
+    const vec zero = ZERO;
+    x = pick(x > most, most + zero, pick(x < -most, -most + zero, x));
+    const vec whole = pick(x == x, x * (real)1.4426950408889634 + pick(x < 0, (real)-0.5 + zero, (real)0.5 + zero), zero);
+    const ivec n = __builtin_convertvector(whole, ivec);
+    const vec m = __builtin_convertvector(n, vec);
+    const vec r = x - m * (real)0.6931471805599453;
+    vec y;
+    ivec power;
     if (sizeof(real) == 4) {
-        const float r = __builtin_fmaf(-n, -2.12194440e-4f, __builtin_fmaf(-n, 0.693359375f, x));
-        static const float c[8] = {1.f, 1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
-        float p = c[7];
-        for (int k = 6; k >= 0; k--) p = __builtin_fmaf(p, r, c[k]);
-        const union { int32_t i; float f; } u = {(n + 127) << 23};
-        y = p; power = u.f;
+        y = 1 + r * (1 + r * ((real)1 / 2 + r * ((real)1 / 6 + r * ((real)1 / 24 + r * ((real)1 / 120 + r * ((real)1 / 720 + r * ((real)1 / 5040)))))));
+        power = (n + 127) << 23;
     } else {
-        const double r = __builtin_fma(-(double)n, 1.90821492927058770002e-10, __builtin_fma(-(double)n, 6.93147180369123816490e-01, x));
-        static const double c[14] = {1., 1., 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800,
-                                     1. / 479001600, 1. / 6227020800.};
-        double p = c[13];
-        for (int k = 12; k >= 0; k--) p = __builtin_fma(p, r, c[k]);
-        const union { int64_t i; double f; } u = {((int64_t)n + 1023) << 52};
-        y = p; power = u.f;
+        y = 1 + ZERO;
+        for (int k = 13; k >= 1; k--) y = 1 + y * r / (real)k;
+        power = (n + 1023) << (sizeof(real) == 4 ? 0 : 52);
     }
-    return y * power;
+    return y * (vec)power;
 }
 
 /* y += W^T x, W [in, out]; and its transpose x += W y */
@@ -102,11 +105,7 @@ static void map_tensors_back(int in, int out, const real *w, const vec *y, vec *
     for (int l = first, m = 0; l <= LM; l++, w += in * out) for (int n = 0; n < 2 * l + 1; n++, m++) map_back(in, out, w, y + m * out, x + m * in);
 }
 
-static inline vec sigmoid(vec x) {
-    vec y;
-    for (int b = 0; b < B; b++) y[b] = 1 / (1 + (exponential(-x[b])));
-    return y;
-}
+static inline vec sigmoid(vec x) { return 1 / (1 + exponential(-x)); }
 
 static inline vec root(vec x) {
     vec y;
@@ -219,7 +218,7 @@ static inline void curves(const Model *model, const Layer *layer, int32_t pair, 
 
 static inline void scores(const real *restrict y, const real *restrict Y, const real *restrict q, const real *restrict look, real *restrict s, real *restrict seen) {
     const real c = 1 / sqrt((double)D);
-    for (int h = 0; h < H; h++) s[h] = 0;
+    for (int h = 0; h < HP; h++) s[h] = 0;
     for (int d = 0; d < D; d++) { const real key = c * y[d]; for (int h = 0; h < H; h++) s[h] += key * q[d * H + h]; }
     if (look == NULL) return;
     for (int l = 1, m = 0; l <= LM; l++) {
@@ -233,41 +232,41 @@ static inline void scores(const real *restrict y, const real *restrict Y, const 
 }
 
 /* scores in, weights out; b is weight / envelope */
-static void weigh(int64_t M, const Edge *edge, real *restrict s, real *restrict b) {
-    real shift[H], sum[H];
-    for (int h = 0; h < H; h++) shift[h] = 0;
-    for (int64_t e = 0; e < M; e++) {
-        if (!(edge[e].f > 0)) continue;
-        for (int h = 0; h < H; h++) { const real t = s[e * H + h] + edge[e].log_f; shift[h] = t > shift[h] ? t : shift[h]; }
-    }
-    for (int h = 0; h < H; h++) sum[h] = exponential(-shift[h]);
-    for (int64_t e = 0; e < M; e++) {
-        real *restrict t = s + e * H;
-        const real f = edge[e].f;
-        if (!(f > 0)) { for (int h = 0; h < H; h++) t[h] = 0; continue; }
-        for (int h = 0; h < H; h++) t[h] = exponential(t[h] - shift[h]);
-        for (int h = 0; h < H; h++) sum[h] += f * t[h];
-    }
-    for (int h = 0; h < H; h++) sum[h] = 1 / sum[h];
-    for (int64_t e = 0; e < M; e++) {
-        const real f = edge[e].f;
-        for (int h = 0; h < H; h++) { const real t = s[e * H + h] * sum[h]; b[e * H + h] = t; s[e * H + h] = f * t; }
+static void weigh(int64_t M, const Edge *edge, vec *restrict s, vec *restrict b) {
+    for (int h = 0; h < HV; h++) {
+        vec shift = ZERO, sum;
+        for (int64_t e = 0; e < M; e++) {
+            if (!(edge[e].f > 0)) continue;
+            const vec t = s[e * HV + h] + edge[e].log_f;
+            shift = pick(t > shift, t, shift);
+        }
+        sum = exponential(-shift);
+        for (int64_t e = 0; e < M; e++) {
+            const real f = edge[e].f;
+            s[e * HV + h] = f > 0 ? exponential(s[e * HV + h] - shift) : ZERO;
+            sum += f * s[e * HV + h];
+        }
+        sum = 1 / sum;
+        for (int64_t e = 0; e < M; e++) {
+            b[e * HV + h] = s[e * HV + h] * sum;
+            s[e * HV + h] = (real)edge[e].f * b[e * HV + h];
+        }
     }
 }
 
-/* room for the neighbours of one atom */
-typedef struct { real *y, *dy, *s, *b, *g, *seen; } Room;
+/* room for the neighbours of one atom; s, b and g in whole vectors */
+typedef struct { real *s, *b, *g, *y, *dy, *seen; } Room;
 
 static void attend(const Model *model, const Layer *layer, int64_t M, const int32_t *pair, const Edge *edge, const real *Y, const real *q, const real *look,
                    const Room *room, real *values, real *attended, real *plain) {
     for (int64_t e = 0; e < M; e++) {
         curves(model, layer, pair[e], edge + e, room->y + e * W, NULL);
-        scores(room->y + e * W, Y + e * L, q, look, room->s + e * H, room->seen);
+        scores(room->y + e * W, Y + e * L, q, look, room->s + e * HP, room->seen);
     }
-    weigh(M, edge, room->s, room->b);
+    weigh(M, edge, (vec *)room->s, (vec *)room->b);
     real v[F] = {0}, A[L * K] = {0}, N[L * K] = {0};
     for (int64_t e = 0; e < M; e++) {
-        const real *restrict y = room->y + e * W, *restrict al = room->s + e * H, *restrict Ye = Y + e * L;
+        const real *restrict y = room->y + e * W, *restrict al = room->s + e * HP, *restrict Ye = Y + e * L;
         const real fp = edge[e].f * model->plain_scale;
         for (int j = 0; j < V; j++) for (int h = 0; h < H; h++) v[j * H + h] += al[h] * y[AT_VAL + j * H + h];
         for (int l = 0, m = 0; l <= LM; l++) {
@@ -286,14 +285,14 @@ static void attend_back(const Model *model, const Layer *layer, int64_t M, const
     real dot[H] = {0};
     for (int64_t e = 0; e < M; e++) {
         curves(model, layer, pair[e], edge + e, room->y + e * W, room->dy + e * W);
-        scores(room->y + e * W, Y + e * L, q, look, room->s + e * H, room->seen + e * LM * H);
+        scores(room->y + e * W, Y + e * L, q, look, room->s + e * HP, room->seen + e * LM * H);
     }
-    weigh(M, edge, room->s, room->b);
+    weigh(M, edge, (vec *)room->s, (vec *)room->b);
     memset(gq, 0, D * H * sizeof(real));
     if (gl != NULL) memset(gl, 0, T * H * sizeof(real));
     for (int64_t e = 0; e < M; e++) {
-        const real *restrict y = room->y + e * W, *restrict dy = room->dy + e * W, *restrict al = room->s + e * H, *restrict Ye = Y + e * L;
-        real *restrict g = room->g + e * H, *restrict gY = g_Y + e * L;
+        const real *restrict y = room->y + e * W, *restrict dy = room->dy + e * W, *restrict al = room->s + e * HP, *restrict Ye = Y + e * L;
+        real *restrict g = room->g + e * HP, *restrict gY = g_Y + e * L;
         const real fp = edge[e].f * model->plain_scale;
         real gr = 0, gf = 0, gk[K], gfk[K], grk[K], grh[H]; /* summed over channels or heads at the end, once */
         for (int h = 0; h < H; h++) g[h] = grh[h] = 0;
@@ -330,9 +329,9 @@ static void attend_back(const Model *model, const Layer *layer, int64_t M, const
     }
     for (int64_t e = 0; e < M; e++) {
         const real *restrict y = room->y + e * W, *restrict dy = room->dy + e * W, *restrict Ye = Y + e * L, *restrict t = room->seen + e * LM * H;
-        real *restrict gs = room->g + e * H, *restrict gY = g_Y + e * L;
+        real *restrict gs = room->g + e * HP, *restrict gY = g_Y + e * L;
         real gf = 0, gr = 0, grh[H];
-        for (int h = 0; h < H; h++) { const real d = gs[h] - dot[h]; gf += room->b[e * H + h] * d; gs[h] = room->s[e * H + h] * d; grh[h] = 0; }
+        for (int h = 0; h < H; h++) { const real d = gs[h] - dot[h]; gf += room->b[e * HP + h] * d; gs[h] = room->s[e * HP + h] * d; grh[h] = 0; }
         for (int d = 0; d < D; d++) {
             const real key = c * y[d], dkey = c * dy[d];
             for (int h = 0; h < H; h++) { grh[h] += dkey * q[d * H + h]; gq[d * H + h] += key * gs[h]; }
@@ -556,13 +555,13 @@ int evaluate(const Model *model, double scale, int64_t atoms, int64_t most, cons
     Edge *edge = malloc(B * room_for * sizeof(Edge));
     real *Y = malloc(2 * B * room_for * L * sizeof(real)), *gY = Y + B * room_for * L;
     double *gr = malloc(2 * B * room_for * sizeof(double)), *gf = gr + B * room_for;
-    real *numbers = aligned_alloc(64, ((room_for * (2 * W + 3 * H + LM * H) * sizeof(real)) / 64 + 1) * 64);
+    real *numbers = aligned_alloc(64, ((room_for * (2 * W + 3 * HP + LM * H) * sizeof(real)) / 64 + 1) * 64);
     int failed = kept == NULL || work == NULL || edge == NULL || Y == NULL || gr == NULL || numbers == NULL;
     for (int64_t i = 0; i < atoms && !failed; i += B) {
         const int n = atoms - i < B ? atoms - i : B;
         const int64_t a = first[i], E = first[i + n] - a;
-        Room room = {.y = numbers, .dy = numbers + room_for * W, .s = numbers + 2 * room_for * W};
-        room.b = room.s + room_for * H; room.g = room.b + room_for * H; room.seen = room.g + room_for * H;
+        Room room = {.s = numbers, .b = numbers + room_for * HP, .g = numbers + 2 * room_for * HP, .y = numbers + 3 * room_for * HP};
+        room.dy = room.y + room_for * W; room.seen = room.dy + room_for * W;
         for (int64_t e = 0; e < E; e++) geometry(model, edge_vec + 3 * (a + e), pair[a + e], edge + e, Y + e * L);
         vec energy = ZERO;
         for (int b = 0; b < B; b++) for (int f = 0; f < F; f++) work->s[f][b] = model->embedding[species[i + (b < n ? b : 0)] * F + f];
@@ -573,7 +572,7 @@ int evaluate(const Model *model, double scale, int64_t atoms, int64_t most, cons
                 for (int b = 0; b < n; b++) {
                     real *out = features + ((i + b) * P + p) * (F + RW);
                     for (int f = 0; f < F; f++) out[f] = kept[p].s2[f][b];
-                    for (int f = 0; f < RW; f++) out[F + f] = kept[p].readout[f][b] * 1 / (1 + exponential(-kept[p].readout[f][b]));
+                    for (int f = 0; f < RW; f++) out[F + f] = (kept[p].readout[f] * sigmoid(kept[p].readout[f]))[b];
                 }
         }
         for (int b = 0; b < n; b++) network[i + b] = energy[b];
