@@ -15,7 +15,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from flashace.derivatives import EdgeBudget, Prediction, add_parts, assemble, predict_in_parts
 from flashace.errors import FlashACEError
-from flashace.graph import Graph, build_graph
+from flashace.graph import Graph, VerletList
 from flashace.kernels.cpu import CpuKernel, kernel_of
 from flashace.model import AttentionACE
 from flashace.model_file import share_model
@@ -70,6 +70,13 @@ def check_kernel(kernel: str) -> str:
     return kernel
 
 
+def check_skin(skin: float) -> float:
+    """Raises FlashACEError unless it is a finite number from 0 on."""
+    if not isinstance(skin, int | float) or isinstance(skin, bool) or not 0 <= skin < float("inf"):
+        raise FlashACEError(f"skin: expected a number of Å, at least 0, got {skin!r}; leave it out")
+    return skin
+
+
 class FlashACE(Calculator):
     """ASE calculator of a fitted model.
 
@@ -93,6 +100,9 @@ class FlashACE(Calculator):
     (some seconds, once; ~/.cache/flashace keeps it), with edge functions from splines, or "plain" torch, many times slower and exact to the
     last digits. "auto" takes C for float32 where there is a compiler, and the plain path for float64.
 
+    Neighbours are looked for within `skin` Å more than the cutoff, and again when atoms have moved so far that one may be missing. Results
+    are the same for any skin; a large one pays where atoms move little between calls.
+
     Large structures are evaluated in parts of `max_edges` neighbour pairs, which bounds the memory and changes nothing else; None leaves
     the size to the device, and where memory runs out it is halved.
 
@@ -108,6 +118,7 @@ class FlashACE(Calculator):
         "warn_uncertainty": None,
         "stop_uncertainty": None,
         "kernel": "auto",
+        "skin": 0.5,
     }
 
     def __init__(
@@ -119,9 +130,10 @@ class FlashACE(Calculator):
         warn_uncertainty: float | None = None,
         stop_uncertainty: float | None = None,
         kernel: str = "auto",
+        skin: float = 0.5,
     ) -> None:
-        options = {"max_edges": max_edges, "warn_uncertainty": warn_uncertainty, "stop_uncertainty": stop_uncertainty, "kernel": kernel}
-        super().__init__(model=str(model), device=device, dtype=dtype, **options)
+        thresholds = {"warn_uncertainty": warn_uncertainty, "stop_uncertainty": stop_uncertainty}
+        super().__init__(model=str(model), device=device, dtype=dtype, max_edges=max_edges, kernel=kernel, skin=skin, **thresholds)
 
     def set(self, **parameters: Any) -> dict[str, Any]:
         """Change `model` or an option; returns what changed. Raises FlashACEError for any other name."""
@@ -134,12 +146,14 @@ class FlashACE(Calculator):
             return {}
         device, max_edges = choose_device(p["device"]), check_max_edges(p["max_edges"])
         check_kernel(p["kernel"])
+        check_skin(p["skin"])
         model = self._model_for(p, device)  # before anything is noted down
         for name in ("warn_uncertainty", "stop_uncertainty"):
             if p[name] is not None:
                 _check_threshold(name, p[name])
                 _check_has_uncertainty(model, name, p["model"])
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
+        self.verlet_list = VerletList(model.config.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = False
         changed = super().set(**parameters)
         self.reset()
@@ -180,7 +194,7 @@ class FlashACE(Calculator):
         if atoms is None:
             raise FlashACEError("structure: expected Atoms, got None; say `atoms.calc = calculator`, or hand the atoms to the function")
         self._check_elements(atoms)
-        graph = build_graph(atoms, self.r_max)
+        graph = self.verlet_list(atoms)
         self._warn_of_short_distances(graph)
         prediction = self._predict(graph)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))

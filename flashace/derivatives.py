@@ -150,6 +150,8 @@ def add_parts(evaluate: Callable[[Graph], Prediction], graph: Graph, budget: Edg
     energies, stresses, forces = zeros(graph.num_centres), zeros(graph.num_centres, 3, 3), zeros(graph.numbers.shape[0], 3)
     features = []
     for part, found in budget.each_part(graph, lambda part: evaluate(part.graph)):
+        if part.graph is graph:
+            return found
         centres = part.atoms[: part.graph.num_centres]
         energies[centres], stresses[centres] = found.energies, found.stresses
         forces.index_add_(0, part.atoms, found.forces)

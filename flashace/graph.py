@@ -71,6 +71,50 @@ def build_graph(atoms: Atoms, r_max: float) -> Graph:
     periodicity. Raises FlashACEError for no atoms, positions or a cell that are not finite or beyond 10⁹ Å, a periodic direction without a
     lattice vector, and a cell so small that an atom would have more than 20 000 neighbours.
     """
+    return _graph(atoms, *_pairs(atoms, r_max))
+
+
+class VerletList:
+    """`build_graph` for a structure that moves little from call to call, as in molecular dynamics. The graph is the same, to rounding.
+
+    Pairs closer than `r_max` + `skin` Å are kept (Verlet, Phys. Rev. 159, 98, 1967) and looked through at each call, until one that is not
+    among them may have come closer than `r_max`. A cell that deforms, as in a barostat, may take its atoms with it.
+    Raises FlashACEError as `build_graph` does.
+    """
+
+    def __init__(self, r_max: float, skin: float) -> None:
+        self.r_max, self.skin = r_max, skin
+        self._atoms: Atoms | None = None
+
+    def __call__(self, atoms: Atoms) -> Graph:
+        if self._atoms is None or not self._holds_for(atoms, self._atoms):
+            i, j, shifts, _ = _pairs(atoms, self.r_max + self.skin)
+            self._i, self._j, self._shifts = i.astype(np.int32), j.astype(np.int32), shifts
+            self._atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        i, j, shifts = self._i, self._j, self._shifts
+        edge_vec = atoms.positions[j] - atoms.positions[i]
+        if shifts.any():
+            edge_vec += shifts @ atoms.cell.array
+        near = np.einsum("ec,ec->e", edge_vec, edge_vec) < self.r_max**2
+        return _graph(atoms, i[near], j[near], shifts[near], edge_vec[near])
+
+    def _holds_for(self, atoms: Atoms, before: Atoms) -> bool:
+        """Whether no pair that was farther apart than `r_max + skin` can be closer than `r_max` now. Not a number: it does not."""
+        if len(atoms) != len(before) or (atoms.pbc != before.pbc).any() or (atoms.numbers != before.numbers).any():
+            return False
+        moved, smallest = atoms.positions - before.positions, 1.0
+        if (atoms.cell.array != before.cell.array).any():
+            if before.cell.rank < 3 or not np.isfinite(atoms.cell.array).all():
+                return False
+            deformation = np.linalg.solve(before.cell.array, atoms.cell.array)
+            smallest = np.linalg.svd(deformation, compute_uv=False)[-1]  # no vector shrinks by more
+            moved = atoms.positions - before.positions @ deformation
+        farthest = np.sqrt(np.einsum("ic,ic->i", moved, moved).max())
+        return bool(smallest * (self.r_max + self.skin) - 2 * farthest > self.r_max)
+
+
+def _pairs(atoms: Atoms, r_max: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs closer than `r_max`, sorted by i and j: i, j [E], shifts [E, 3] in whole lattice vectors, vectors from i to j [E, 3] Å."""
     _check(atoms)
     pbc, cell = atoms.pbc, np.asarray(atoms.cell)
     box, origin = _bounding_box(atoms.positions, cell, pbc)
@@ -85,15 +129,19 @@ def build_graph(atoms: Atoms, r_max: float) -> Graph:
         i, j, shifts, edge_vec = _sparse_neighbour_list(inside, box, pbc * heights, r_max)
     order = np.lexsort((j, i))
     i, j = i[order], j[order]
+    return i, j, shifts[order] + wraps[i] - wraps[j], edge_vec[order]
+
+
+def _graph(atoms: Atoms, i: np.ndarray, j: np.ndarray, shifts: np.ndarray, edge_vec: np.ndarray) -> Graph:
     edge_index = torch.from_numpy(np.stack([i, j]).astype(np.int64))
     return Graph(
         positions=torch.from_numpy(atoms.positions.copy()),
         numbers=torch.from_numpy(atoms.numbers.astype(np.int64)),
-        cell=torch.from_numpy(cell.copy()).unsqueeze(0),
+        cell=torch.from_numpy(np.array(atoms.cell)).unsqueeze(0),
         structure=torch.zeros(len(atoms), dtype=torch.int64),
         edge_index=edge_index,
-        unit_shifts=torch.from_numpy(shifts[order] + wraps[i] - wraps[j]),
-        edge_vec=torch.from_numpy(edge_vec[order]),
+        unit_shifts=torch.from_numpy(shifts),
+        edge_vec=torch.from_numpy(edge_vec),
         slots=_slots(edge_index[0], len(atoms)),
     )
 
@@ -206,9 +254,6 @@ def _bounding_box(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> t
 
 def _slots(centre: Tensor, num_atoms: int) -> Tensor:
     """[N, M]: the edges of each atom, filled up with E. `centre` [E] ascends. M is at least 1."""
-    counts = torch.bincount(centre, minlength=num_atoms)
-    first = counts.cumsum(0) - counts
-    edges = torch.arange(len(centre))
-    slots = torch.full((num_atoms, max(int(counts.max()), 1)), len(centre))
-    slots[centre, edges - first[centre]] = edges
-    return slots
+    ends = np.searchsorted(centre.numpy(), np.arange(num_atoms + 1))
+    slots = ends[:-1, None] + np.arange(max(int(np.diff(ends).max()), 1))
+    return torch.from_numpy(np.where(slots < ends[1:, None], slots, len(centre)))

@@ -9,7 +9,7 @@ from ase.build import bulk
 
 from flashace import graph as graph_module
 from flashace.errors import FlashACEError
-from flashace.graph import MOST_BINS, batch_graphs, build_graph, take_part
+from flashace.graph import MOST_BINS, VerletList, batch_graphs, build_graph, take_part
 
 VECTOR = 1e-9  # Å; two ways to the same float64 vector, atoms some 100 Å away from the origin
 CUTOFFS = [2.5, 4.0, 6.5]  # Å; the last is beyond every small cell
@@ -248,3 +248,100 @@ def test_what_cannot_be_a_structure_is_named(case):
     atoms, message = ERRORS[case]
     with pytest.raises(FlashACEError, match=message):
         build_graph(atoms, 4.0)
+
+
+# Verlet lists
+
+
+def assert_same_graph(found, expected):
+    assert pairs_of(found) == pairs_of(expected)
+    vectors = [dict(zip(pairs_in_order(graph), graph.edge_vec.numpy(), strict=True)) for graph in (found, expected)]
+    for key, vector in vectors[0].items():
+        np.testing.assert_allclose(vector, vectors[1][key], rtol=0, atol=VECTOR)
+    assert (found.edge_index[0].diff() >= 0).all()
+    for name in ("positions", "numbers", "cell", "structure"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert found.slots.shape == expected.slots.shape
+    edges = torch.arange(len(found.edge_vec))
+    assert torch.equal(found.slots[found.slots < len(edges)], edges)
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """One entry for each time that neighbours are looked for."""
+    made, search = [], graph_module._pairs
+    monkeypatch.setattr(graph_module, "_pairs", lambda atoms, r_max: made.append(r_max) or search(atoms, r_max))
+    return made
+
+
+@pytest.mark.parametrize("skin", [0.0, 0.4])
+def test_a_verlet_list_gives_the_graph_of_now(each_structure, skin, searches):
+    """While atoms wander, jump through the cell and the cell deforms."""
+    atoms, r_max, rng = each_structure, 4.0, np.random.default_rng(0)
+    neighbours = VerletList(r_max, skin)
+    assert_same_graph(neighbours(atoms), build_graph(atoms, r_max))
+    for step in range(12):
+        atoms.positions += rng.normal(0, 0.03, atoms.positions.shape)
+        if step == 4 and atoms.pbc.any():
+            atoms.positions[0] += atoms.cell[int(np.flatnonzero(atoms.pbc)[0])]
+        if step in (6, 7, 8) and atoms.pbc.any():
+            atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0, 0.01, (3, 3))), scale_atoms=step != 8)
+        searches.clear()
+        found = neighbours(atoms)
+        assert len(searches) == 1 if not skin else len(searches) <= 1
+        assert_same_graph(found, build_graph(atoms, r_max))
+
+
+def test_a_verlet_list_lasts_until_a_pair_may_be_missing(searches):
+    """Two atoms that come from outside: kept as long as each has moved by less than half the skin, and never too long."""
+    neighbours, r_max, skin = VerletList(4.0, 0.5), 4.0, 0.5
+    atoms = Atoms("Si2", [[0, 0, 0], [r_max + skin + 1e-6, 0, 0]])
+    for moved in np.linspace(0, 0.49, 20) / 2:
+        atoms.positions = [[moved, 0, 0], [r_max + skin + 1e-6 - moved, 0, 0]]
+        assert neighbours(atoms).edge_index.shape[1] == 0
+    assert len(searches) == 1
+    atoms.positions = [[0.2501, 0, 0], [r_max + skin - 0.2501, 0, 0]]
+    assert neighbours(atoms).edge_index.shape[1] == 2
+    assert len(searches) == 2
+
+
+def test_a_verlet_list_follows_a_cell_that_shrinks(searches):
+    """Evenly, with its atoms: kept until the shortest vector that was left out may be one of a pair."""
+    atoms = bulk("Si", cubic=True) * (2, 2, 2)
+    cell, neighbours = atoms.cell.array.copy(), VerletList(4.0, 0.5)
+    neighbours(atoms)
+    for factor in (0.99, 0.95, 0.9):  # 4.5 · 0.9 = 4.05
+        atoms.set_cell(cell * factor, scale_atoms=True)
+        assert_same_graph(neighbours(atoms), build_graph(atoms, 4.0))
+    assert len(searches) == 1 + 3  # three of `build_graph`
+    atoms.set_cell(cell * 0.88, scale_atoms=True)
+    assert_same_graph(neighbours(atoms), build_graph(atoms, 4.0))
+    assert len(searches) == 1 + 3 + 2
+
+
+@pytest.mark.parametrize("what", ["numbers", "pbc", "length"])
+def test_a_verlet_list_is_of_one_structure(what, structure, searches):
+    neighbours, atoms = VerletList(4.0, 0.5), structure("crystal")
+    neighbours(atoms)
+    if what == "numbers":
+        atoms.numbers = atoms.numbers[::-1].copy()
+    elif what == "pbc":
+        atoms.pbc = [True, False, True]
+    else:
+        del atoms[0]
+    searches.clear()
+    found = neighbours(atoms)
+    assert searches == [4.5]
+    assert_same_graph(found, build_graph(atoms, 4.0))
+
+
+@pytest.mark.parametrize("name", ["positions", "cell"])
+def test_a_verlet_list_does_not_hide_what_is_not_a_number(name, structure):
+    neighbours, atoms = VerletList(4.0, 0.5), structure("crystal")
+    neighbours(atoms)
+    if name == "positions":
+        atoms.positions[1] = np.nan
+    else:
+        atoms.cell[1] = np.nan
+    with pytest.raises(FlashACEError, match=f"{name}: expected finite numbers"):
+        neighbours(atoms)

@@ -3,10 +3,8 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ import flashace.nn.attention
 from flashace import verify
 from flashace.calculator import FlashACE
 from flashace.cli import main
-from flashace.graph import Graph, build_graph
+from flashace.graph import Graph, VerletList, build_graph
 from flashace.model import AttentionACE, ModelConfig
 from flashace.model_file import save_model
 from flashace.nn.layer import Layer
@@ -108,13 +106,17 @@ def test_every_law_holds_in_float32_alone(model: str, monkeypatch: pytest.Monkey
 # --- broken on purpose: each one keeps as many other laws as it can ---
 
 
+def with_graphs_of(build: Callable[[Atoms, float], Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VerletList, "__call__", lambda self, atoms: build(atoms, self.r_max))
+
+
 def no_periodic_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(atoms: Atoms, r_max: float) -> Graph:
         alone = atoms.copy()
         alone.pbc = False
         return build_graph(alone, r_max)
 
-    monkeypatch.setattr(flashace.calculator, "build_graph", without)
+    with_graphs_of(without, monkeypatch)
 
 
 def no_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +129,7 @@ def rough_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def neighbour_list_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flashace.calculator, "build_graph", lambda atoms, r_max: build_graph(atoms, r_max - 0.3))
+    with_graphs_of(lambda atoms, r_max: build_graph(atoms, r_max - 0.3), monkeypatch)
 
 
 def softmax_without_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,27 +281,12 @@ def every_direction_periodic(monkeypatch: pytest.MonkeyPatch) -> None:
         other.pbc = other.cell.lengths() > 0
         return build_graph(other, r_max)
 
-    monkeypatch.setattr(flashace.calculator, "build_graph", closed)
+    with_graphs_of(closed, monkeypatch)
 
 
 def stale_neighbour_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is whose neighbour is decided once, as long as the number of atoms stays."""
-    original = FlashACE.calculate
-    lists: dict[FlashACE, Graph] = {}
-
-    def calculate(self: FlashACE, *args: Any) -> None:
-        def stale(atoms: Atoms, r_max: float) -> Graph:
-            fresh = build_graph(atoms, r_max)
-            old = lists.setdefault(self, fresh)
-            if len(old.numbers) != len(fresh.numbers):
-                old = lists[self] = fresh
-            (i, j), x = old.edge_index, fresh.positions
-            return replace(old, positions=x, cell=fresh.cell, edge_vec=x[j] - x[i] + old.unit_shifts @ fresh.cell[0])
-
-        with patch.object(flashace.calculator, "build_graph", stale):
-            original(self, *args)
-
-    monkeypatch.setattr(FlashACE, "calculate", calculate)
+    monkeypatch.setattr(VerletList, "_holds_for", lambda self, atoms, before: len(atoms) == len(before))
 
 
 Break = Callable[[pytest.MonkeyPatch], None]
