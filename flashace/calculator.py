@@ -13,7 +13,7 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace.derivatives import EdgeBudget, Prediction, add_parts, assemble, predict_in_parts
+from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, VerletList
 from flashace.kernels.cpu import CpuKernel, kernel_of
@@ -214,7 +214,7 @@ class FlashACE(Calculator):
         kernel = self._kernel()
         if kernel is not None:
             features = self.model.uncertainty is not None
-            return add_parts(lambda part: assemble(part, kernel(part, features)), graph, self.budget)
+            return add_parts(lambda part: kernel.predict(part, features), graph, self.budget)
         model = self.model if self.model.uncertainty is None else self.model.with_features
         return predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
 
@@ -269,12 +269,15 @@ class FlashACE(Calculator):
         """Once; and never for a model file that does not tell the distances of its training data."""
         if self._warned_of_distance or not len(graph.edge_vec):
             return
-        species = self.model.element_index.cpu()[graph.numbers[graph.edge_index]]
-        shortest, r = self.model.shortest.cpu()[species[0], species[1]], graph.edge_vec.norm(dim=1)
-        closest = int((r / shortest).argmin())
-        distance, known = float(r[closest]), float(shortest[closest])
-        if distance >= CLEARLY_SHORTER * known:
+        species = self.model.element_index.cpu()[graph.numbers].numpy()
+        i, j = graph.edge_index.numpy()
+        shortest, vec = self.model.shortest.cpu().numpy()[species[i], species[j]], graph.edge_vec.numpy()
+        squares = np.einsum("ec,ec->e", vec, vec)
+        shorter = np.flatnonzero(squares < (CLEARLY_SHORTER * shortest) ** 2)
+        if not len(shorter):
             return
+        closest = shorter[(squares[shorter] / shortest[shorter] ** 2).argmin()]
+        distance, known = float(squares[closest]) ** 0.5, float(shortest[closest])
         a, b = sorted(graph.edge_index[:, closest].tolist())
         names = "-".join(chemical_symbols[z] for z in graph.numbers[[a, b]].tolist())
         seen = f"{known:.3f} Å is the shortest distance of such a pair"

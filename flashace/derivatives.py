@@ -61,14 +61,19 @@ def assemble(graph: Graph, found: Slopes) -> Prediction:
     """The sums over edges: everything that follows from energies and slopes, in the precision of the slopes."""
     energies, g, features = found
     centre, neighbour = graph.edge_index
-    structure = graph.structure[: graph.num_centres]
     forces = g.new_zeros(graph.numbers.shape[0], 3).index_add(0, centre, g).index_add(0, neighbour, -g)
     virial = graph.edge_vec.to(g.dtype).unsqueeze(2) * g.unsqueeze(1)
     virial = (virial + virial.transpose(1, 2)) / 2
-    volume = torch.linalg.det(graph.cell).abs().to(g.dtype)[structure, None, None]
+    return with_stress(graph, energies, forces, g.new_zeros(graph.num_centres, 3, 3).index_add(0, centre, virial), features)
+
+
+def with_stress(graph: Graph, energies: Tensor, forces: Tensor, virials: Tensor, features: Tensor | None) -> Prediction:
+    """What is left to do once the sums over the edges of each atom are there: virials [C, 3, 3] eV to stresses, and sums over atoms."""
+    structure = graph.structure[: graph.num_centres]
+    a, b, c = graph.cell.unbind(1)
+    volume = (a * torch.linalg.cross(b, c)).sum(-1).abs().to(virials.dtype)[structure, None, None]
     # NaN is put in afterwards: divided by, it would come back in the gradients of a training step that masks the stress
-    stresses = g.new_zeros(graph.num_centres, 3, 3).index_add(0, centre, virial) / torch.where(volume > 0, volume, 1.0)
-    stresses = torch.where(volume > 0, stresses, torch.nan)
+    stresses = torch.where(volume > 0, virials / torch.where(volume > 0, volume, 1.0), torch.nan)
     return Prediction(
         energies=energies,
         energy=energies.new_zeros(graph.num_structures).index_add(0, structure, energies),

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from flashace.derivatives import Slopes
+from flashace.derivatives import Prediction, Slopes, with_stress
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.model import TRUSTED, AttentionACE
@@ -74,61 +74,57 @@ class CpuKernel:
             raise FlashACEError(f"kernel: expected a model on a CPU, got one on {model.embedding.device}; use the plain path there")
         _check_tables(model)
         self._library = _library(model)
-        self._dtype, self._scale = model.dtype, model.scale
-        self._atomic_energies, self._element_index = model.atomic_energies, model.element_index
-        self._num_features = model.num_features
+        self._dtype, self._element_index, self._num_features = model.dtype, model.element_index, model.num_features
         self._held: list[Tensor] = []  # C knows their addresses alone
         self._model = self._packed(model)
         elements = torch.arange(len(model.e0))
-        first = torch.zeros(len(elements) + 1, dtype=torch.int64)
-        self._alone, _, _, self._features_alone = self._run(
-            first, torch.zeros(0, 3, dtype=torch.float64), elements[:0].int(), elements, True
-        )
+        edges = torch.zeros(len(elements) + 1, dtype=torch.int64), elements[:0], torch.zeros(0, 3, dtype=torch.float64)
+        alone, _, self._features_alone = self._run(*edges, elements, True)
+        self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
 
     def __call__(self, graph: Graph, features: bool = False) -> Slopes:
         """Energies [C] eV, slopes [E, 3] eV/Å and, where asked for, features [C, D]."""
-        num_centres = graph.num_centres
+        return self._slopes(graph, features)[0]
+
+    def predict(self, graph: Graph, features: bool = False) -> Prediction:
+        """What `derivatives.assemble` makes of them, faster."""
+        (energies, g, found), (first, neighbour, edge_vec, _) = self._slopes(graph, features)
+        forces = torch.zeros(len(graph.numbers), 3, dtype=torch.float64)
+        virials = torch.empty(graph.num_centres, 3, 3, dtype=torch.float64)
+        self._library.assemble(ctypes.c_int64(graph.num_centres), *map(_address, (first, neighbour, edge_vec, g, forces, virials)))
+        return with_stress(graph, energies, forces, virials, found)
+
+    def _slopes(self, graph: Graph, features: bool) -> tuple[Slopes, tuple[Tensor, Tensor, Tensor, Tensor]]:
         element = self._element_index[graph.numbers]
         centre, neighbour = graph.edge_index
-        pair = (element[centre] * len(self._alone) + element[neighbour]).int()
-        own = element[:num_centres].contiguous()
-        first = torch.searchsorted(centre, torch.arange(num_centres + 1))
-        network, zbl, slopes, found = self._run(first, graph.edge_vec.double().contiguous(), pair, own, features)
-        energies = self._atomic_energies[own] + self._scale * (network - self._alone[own]) + zbl
-        return Slopes(energies, slopes, found - self._features_alone[own] if features else None)
+        first = torch.searchsorted(centre, torch.arange(graph.num_centres + 1))
+        arrays = first, neighbour, graph.edge_vec.double().contiguous(), element
+        energies, slopes, found = self._run(*arrays, features)
+        return Slopes(energies, slopes, found - self._features_alone[element[: graph.num_centres]] if features else None), arrays
 
-    def _run(self, first: Tensor, edge_vec: Tensor, pair: Tensor, element: Tensor, features: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        num_atoms, width = len(element), self._num_features if features else 0
-        network, zbl = torch.empty(2, num_atoms, dtype=torch.float64)
-        slopes = torch.empty_like(edge_vec)
-        found = torch.empty(num_atoms, width, dtype=self._dtype)
-        most = int((first[1:] - first[:-1]).max()) if num_atoms else 0
+    def _run(self, first: Tensor, neighbour: Tensor, edge_vec: Tensor, element: Tensor, features: bool) -> tuple[Tensor, Tensor, Tensor]:
+        num_centres = len(first) - 1
+        energies, slopes = torch.empty(num_centres, dtype=torch.float64), torch.empty_like(edge_vec)
+        found = torch.empty(num_centres, self._num_features if features else 0, dtype=self._dtype)
+        arrays: list[ctypes.c_void_p | None] = [_address(x) for x in (first, neighbour, edge_vec, element, energies, slopes)]
+        arrays.append(_address(found) if features else None)
 
         def part(start: int, end: int) -> None:
-            if self._library.evaluate(
-                ctypes.byref(self._model),
-                ctypes.c_double(self._scale),
-                ctypes.c_int64(end - start),
-                ctypes.c_int64(most),
-                _address(first[start:]),
-                _address(edge_vec),
-                _address(pair),
-                _address(element[start:]),
-                _address(network[start:]),
-                _address(zbl[start:]),
-                _address(slopes),
-                _address(found[start:]) if features else None,
-            ):
-                raise MemoryError(f"no memory for the {most} neighbours of an atom")
+            if self._library.evaluate(ctypes.byref(self._model), ctypes.c_int64(start), ctypes.c_int64(end), *arrays):
+                raise MemoryError(f"no memory for the neighbours of atoms {start} to {end}")
 
-        threads = max(min(torch.get_num_threads(), num_atoms // ATOMS_PER_THREAD), 1)
-        bounds = [num_atoms * k // threads for k in range(threads + 1)]
+        threads = max(min(torch.get_num_threads(), num_centres // ATOMS_PER_THREAD), 1)
+        bounds = [num_centres * k // threads for k in range(threads + 1)]
         if threads == 1:
-            part(0, num_atoms)
+            part(0, num_centres)
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(part, bounds[:-1], bounds[1:]))
-        return network, zbl, slopes, found
+        return energies, slopes, found
+
+    def _hold(self, tensor: Tensor, dtype: torch.dtype = torch.float64) -> int:
+        self._held.append(tensor.detach().to(dtype).contiguous())
+        return self._held[-1].data_ptr()
 
     def _packed(self, model: AttentionACE) -> ctypes.Structure:
         """The weights in the order in which C goes through them."""
@@ -136,14 +132,15 @@ class CpuKernel:
         packed = _model_struct(c.num_layers, c.correlation)()
 
         def hold(tensor: Tensor, dtype: torch.dtype = dtype) -> int:
-            self._held.append(tensor.detach().to(dtype).contiguous())
-            return self._held[-1].data_ptr()
+            return self._hold(tensor, dtype)
 
         tables = [tabulate(cast(Layer, layer).edge_functions, model.radial_basis, c.r_max, c.envelope_exponent) for layer in model.layers]
         for layer, readout, target, table in zip(model.layers, model.readouts, packed.layers, tables, strict=True):
             for name, tensor in _layer_weights(cast(Layer, layer), cast(Readout, readout), c.heads, table).items():
                 setattr(target, name, None if tensor is None else hold(tensor))
         packed.embedding, packed.knots, packed.r_max = hold(model.embedding), KNOTS, c.r_max
+        none = torch.zeros(len(model.e0))  # as long as it is not known what the network gives for an atom alone
+        packed.elements, packed.e0, packed.alone, packed.scale = len(none), hold(none, torch.float64), hold(none, torch.float64), 1.0
         packed.plain_scale = cast(Layer, model.layers[0]).attention.plain_scale
         terms, coupling, ends = _terms([cast(Contraction, order) for order in cast(Layer, model.layers[0]).product.contractions])
         packed.start[:] = [0, *ends]
@@ -188,6 +185,10 @@ def _model_struct(num_layers: int, correlation: int) -> type[ctypes.Structure]:
     fields: Sequence[tuple[str, Any]] = [
         ("layers", _Layer * num_layers),
         ("embedding", _POINTER),
+        ("elements", ctypes.c_int64),
+        ("e0", _POINTER),
+        ("alone", _POINTER),
+        ("scale", ctypes.c_double),
         ("knots", ctypes.c_int64),
         ("r_max", ctypes.c_double),
         ("plain_scale", ctypes.c_double),

@@ -38,7 +38,10 @@ typedef struct {
 
 typedef struct {
     Layer layers[P];
-    const real *embedding;                   /* [species, F] */
+    const real *embedding;                   /* [elements, F] */
+    int64_t elements;
+    const double *e0, *alone;                /* [elements]: reference energies in eV; what the network gives for an atom alone */
+    double scale;                            /* eV */
     int64_t knots;
     double r_max, plain_scale;
     int64_t start[NU];                       /* the terms of the products of order o + 1 stand from start[o - 1] to start[o] */
@@ -116,7 +119,7 @@ static inline vec root(vec x) {
 /* ---- geometry of one edge ---- */
 typedef struct {
     double r, seen, dseen, f, df, unit[3];
-    int64_t knot;                            /* the interval of the splines that `seen` lies in */
+    int64_t pair, knot;                      /* of which two elements; the interval of the splines that `seen` lies in */
     real log_f, spline[5], slope[5];         /* weights of the steps, for value and slope */
 } Edge;
 
@@ -132,7 +135,8 @@ static void bsplines(double u, double per_angstrom, Edge *e) {
     e->spline[3] = w[4] + w[5]; e->spline[4] = w[5];
 }
 
-static void geometry(const Model *model, const double *v, int32_t pair, Edge *e, real *Y) {
+static void geometry(const Model *model, const double *v, int64_t pair, Edge *e, real *Y) {
+    e->pair = pair;
     e->r = sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
     for (int c = 0; c < 3; c++) e->unit[c] = v[c] / e->r;
     e->seen = e->r; e->dseen = 1;
@@ -192,24 +196,24 @@ static void geometry_back(const Model *model, const Edge *e, double gr, double g
     for (int c = 0; c < 3; c++) g[c] += (gu[c] - along * e->unit[c]) / e->r + radial * e->unit[c];
 }
 
-static double repulsion(const Model *model, int32_t pair, const Edge *e, double *g) {
+static double repulsion(const Model *model, const Edge *e, double *g) {
     static const double A[4] = {0.18175, 0.50986, 0.28022, 0.02817}, d[4] = {3.19980, 0.94229, 0.40290, 0.20162};
-    const double end = model->zbl_end[pair], r = e->r;
+    const double end = model->zbl_end[e->pair], r = e->r;
     if (r >= end) return 0;
     double phi = 0, dphi = 0;
-    for (int k = 0; k < 4; k++) { const double a = A[k] * exp(-d[k] * r / model->zbl_length[pair]); phi += a; dphi -= a * d[k] / model->zbl_length[pair]; }
+    for (int k = 0; k < 4; k++) { const double a = A[k] * exp(-d[k] * r / model->zbl_length[e->pair]); phi += a; dphi -= a * d[k] / model->zbl_length[e->pair]; }
     const double x = r / end, u = 1 - x;
     double tail = 0, dtail = 0;
     for (int k = 5; k >= 0; k--) { dtail = dtail * x + tail; tail = tail * x + (k + 1) * (k + 2) / 2; }
-    const double f = u * u * u * tail, df = (u * u * u * dtail - 3 * u * u * tail) / end, c = 0.5 * model->zbl_strength[pair];
+    const double f = u * u * u * tail, df = (u * u * u * dtail - 3 * u * u * tail) / end, c = 0.5 * model->zbl_strength[e->pair];
     const double slope = c * ((dphi * f + phi * df) / r - phi * f / (r * r));
     for (int k = 0; k < 3; k++) g[k] += slope * e->unit[k];
     return c * phi * f / r;
 }
 
 /* ---- attention of one atom over its M neighbours ---- */
-static inline void curves(const Model *model, const Layer *layer, int32_t pair, const Edge *e, real *restrict y, real *restrict dy) {
-    const real *restrict c = layer->table + (pair * (model->knots + 5) + e->knot + 3) * W, *restrict d = layer->steps + (pair * (model->knots + 4) + e->knot) * W;
+static inline void curves(const Model *model, const Layer *layer, const Edge *e, real *restrict y, real *restrict dy) {
+    const real *restrict c = layer->table + (e->pair * (model->knots + 5) + e->knot + 3) * W, *restrict d = layer->steps + (e->pair * (model->knots + 4) + e->knot) * W;
     const real *restrict p = e->spline, *restrict q = e->slope;
     for (int w = 0; w < W; w++) y[w] = c[w] + (p[0] * d[w] + p[1] * d[W + w] + p[2] * d[2 * W + w] + p[3] * d[3 * W + w] + p[4] * d[4 * W + w]);
     if (dy == NULL) return;
@@ -257,10 +261,10 @@ static void weigh(int64_t M, const Edge *edge, vec *restrict s, vec *restrict b)
 /* room for the neighbours of one atom; s, b and g in whole vectors */
 typedef struct { real *s, *b, *g, *y, *dy, *seen; } Room;
 
-static void attend(const Model *model, const Layer *layer, int64_t M, const int32_t *pair, const Edge *edge, const real *Y, const real *q, const real *look,
+static void attend(const Model *model, const Layer *layer, int64_t M, const Edge *edge, const real *Y, const real *q, const real *look,
                    const Room *room, real *values, real *attended, real *plain) {
     for (int64_t e = 0; e < M; e++) {
-        curves(model, layer, pair[e], edge + e, room->y + e * W, NULL);
+        curves(model, layer, edge + e, room->y + e * W, NULL);
         scores(room->y + e * W, Y + e * L, q, look, room->s + e * HP, room->seen);
     }
     weigh(M, edge, (vec *)room->s, (vec *)room->b);
@@ -279,12 +283,12 @@ static void attend(const Model *model, const Layer *layer, int64_t M, const int3
     memcpy(values, v, sizeof v); memcpy(attended, A, sizeof A); memcpy(plain, N, sizeof N);
 }
 
-static void attend_back(const Model *model, const Layer *layer, int64_t M, const int32_t *pair, const Edge *edge, const real *Y, const real *q, const real *look,
+static void attend_back(const Model *model, const Layer *layer, int64_t M, const Edge *edge, const real *Y, const real *q, const real *look,
                         const Room *room, const real *gv, const real *GA, const real *GP, double *g_r, double *g_f, real *g_Y, real *gq, real *gl) {
     const real c = 1 / sqrt((double)D);
     real dot[H] = {0};
     for (int64_t e = 0; e < M; e++) {
-        curves(model, layer, pair[e], edge + e, room->y + e * W, room->dy + e * W);
+        curves(model, layer, edge + e, room->y + e * W, room->dy + e * W);
         scores(room->y + e * W, Y + e * L, q, look, room->s + e * HP, room->seen + e * LM * H);
     }
     weigh(M, edge, (vec *)room->s, (vec *)room->b);
@@ -408,7 +412,7 @@ static void products_back(const Model *model, const Layer *layer, const Kept *k,
         }
 }
 
-static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n, const int64_t *first, const int32_t *pair, const Edge *edge, const real *Y, const Room *room, Work *work) {
+static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n, const int64_t *first, const Edge *edge, const real *Y, const Room *room, Work *work) {
     vec *s = work->s, *t = work->t, *q = work->q, *lk = work->look;
     memcpy(k->s, s, sizeof k->s);
     for (int o = 0; o < D * H; o++) q[o] = layer->query_bias[o] + ZERO;
@@ -425,7 +429,7 @@ static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n
         const int64_t a = first[b] - first[0];
         gather(D * H, b, q, k->q[b], H, 0, H);
         if (layer->look != NULL) gather(T * H, b, lk, k->look[b], H, 0, H);
-        attend(model, layer, first[b + 1] - first[b], pair + a, edge + a, Y + a * L, k->q[b], layer->look != NULL ? k->look[b] : NULL, room, values, attended, plain);
+        attend(model, layer, first[b + 1] - first[b], edge + a, Y + a * L, k->q[b], layer->look != NULL ? k->look[b] : NULL, room, values, attended, plain);
         spread(F, b, values, k->values, H, 0, H);
         spread(L * K, b, attended, k->basis, 2 * K, 0, K);
         spread(L * K, b, plain, k->basis, 2 * K, K, K);
@@ -479,7 +483,7 @@ static vec readout(const Layer *layer, Kept *k) {
 static inline vec silu_slope(vec x) { const vec y = sigmoid(x); return y * (1 + x * (1 - y)); }
 
 /* gs, gt: slopes along the state that goes out; become those along the state that came in */
-static void layer_back(const Model *model, const Layer *layer, const Kept *k, int n, const int64_t *first, const int32_t *pair, const Edge *edge, const real *Y, const Room *room, Work *work,
+static void layer_back(const Model *model, const Layer *layer, const Kept *k, int n, const int64_t *first, const Edge *edge, const real *Y, const Room *room, Work *work,
                        double *g_r, double *g_f, real *g_Y) {
     vec *gs = work->gs, *gt = work->gt, *g = work->g, *gx = work->x, *gh = work->gh;
     for (int i = 0; i < RW; i++) g[i] = layer->readout_out[i] * silu_slope(k->readout[i]);
@@ -535,7 +539,7 @@ static void layer_back(const Model *model, const Layer *layer, const Kept *k, in
         gather(F, b, work->values, gv, H, 0, H);
         gather(L * K, b, work->basis, GA, 2 * K, 0, K);
         gather(L * K, b, work->basis, GP, 2 * K, K, K);
-        attend_back(model, layer, first[b + 1] - first[b], pair + a, edge + a, Y + a * L, k->q[b], deeper ? k->look[b] : NULL, room, gv, GA, GP, g_r + a, g_f + a, g_Y + a * L, q1, deeper ? l1 : NULL);
+        attend_back(model, layer, first[b + 1] - first[b], edge + a, Y + a * L, k->q[b], deeper ? k->look[b] : NULL, room, gv, GA, GP, g_r + a, g_f + a, g_Y + a * L, q1, deeper ? l1 : NULL);
         if (deeper) { spread(D * H, b, q1, gq, H, 0, H); spread(T * H, b, l1, glk, H, 0, H); }
     }
     if (deeper) {
@@ -544,11 +548,13 @@ static void layer_back(const Model *model, const Layer *layer, const Kept *k, in
     }
 }
 
-/* first [atoms + 1] of the edges of each atom, most of them that one atom has, edge_vec [E, 3], pair [E], species [atoms]
-   -> network [atoms], its energy in units of the model's scale; zbl [atoms] eV; g [E, 3], the slope of scale * network + zbl; features
-   [atoms, P * (F + RW)] where not NULL. Returns 0, or 1 where there is no memory. */
-int evaluate(const Model *model, double scale, int64_t atoms, int64_t most, const int64_t *first, const double *edge_vec, const int32_t *pair, const int64_t *species,
-             double *network, double *zbl, double *g, real *features) {
+/* Centres from start to before end: first [centres + 1] of the edges of each, neighbour [E], edge_vec [E, 3], species [atoms]
+   -> energies [centres] eV; g [E, 3] eV/A, their slopes along the edges; features [centres, P * (F + RW)] where not NULL.
+   Returns 0, or 1 where there is no memory. */
+int evaluate(const Model *model, int64_t start, int64_t end, const int64_t *first, const int64_t *neighbour, const double *edge_vec, const int64_t *species,
+             double *energies, double *g, real *features) {
+    int64_t most = 0;
+    for (int64_t i = start; i < end; i++) if (first[i + 1] - first[i] > most) most = first[i + 1] - first[i];
     const int64_t room_for = most > 0 ? most : 1;
     Kept *kept = aligned_alloc(64, P * sizeof(Kept));
     Work *work = aligned_alloc(64, sizeof(Work));
@@ -557,16 +563,18 @@ int evaluate(const Model *model, double scale, int64_t atoms, int64_t most, cons
     double *gr = malloc(2 * B * room_for * sizeof(double)), *gf = gr + B * room_for;
     real *numbers = aligned_alloc(64, ((room_for * (2 * W + 3 * HP + LM * H) * sizeof(real)) / 64 + 1) * 64);
     int failed = kept == NULL || work == NULL || edge == NULL || Y == NULL || gr == NULL || numbers == NULL;
-    for (int64_t i = 0; i < atoms && !failed; i += B) {
-        const int n = atoms - i < B ? atoms - i : B;
+    for (int64_t i = start; i < end && !failed; i += B) {
+        const int n = end - i < B ? end - i : B;
         const int64_t a = first[i], E = first[i + n] - a;
         Room room = {.s = numbers, .b = numbers + room_for * HP, .g = numbers + 2 * room_for * HP, .y = numbers + 3 * room_for * HP};
         room.dy = room.y + room_for * W; room.seen = room.dy + room_for * W;
-        for (int64_t e = 0; e < E; e++) geometry(model, edge_vec + 3 * (a + e), pair[a + e], edge + e, Y + e * L);
+        for (int b = 0; b < n; b++)
+            for (int64_t e = first[i + b]; e < first[i + b + 1]; e++)
+                geometry(model, edge_vec + 3 * e, species[i + b] * model->elements + species[neighbour[e]], edge + e - a, Y + (e - a) * L);
         vec energy = ZERO;
         for (int b = 0; b < B; b++) for (int f = 0; f < F; f++) work->s[f][b] = model->embedding[species[i + (b < n ? b : 0)] * F + f];
         for (int p = 0; p < P; p++) {
-            layer_forward(model, model->layers + p, kept + p, n, first + i, pair + a, edge, Y, &room, work);
+            layer_forward(model, model->layers + p, kept + p, n, first + i, edge, Y, &room, work);
             energy += readout(model->layers + p, kept + p);
             if (features != NULL)
                 for (int b = 0; b < n; b++) {
@@ -575,21 +583,36 @@ int evaluate(const Model *model, double scale, int64_t atoms, int64_t most, cons
                     for (int f = 0; f < RW; f++) out[F + f] = (kept[p].readout[f] * sigmoid(kept[p].readout[f]))[b];
                 }
         }
-        for (int b = 0; b < n; b++) network[i + b] = energy[b];
+        for (int b = 0; b < n; b++) energies[i + b] = model->e0[species[i + b]] + model->scale * (energy[b] - model->alone[species[i + b]]);
         memset(work->gs, 0, sizeof work->gs); memset(work->gt, 0, sizeof work->gt);
         memset(gr, 0, E * sizeof(double)); memset(gf, 0, E * sizeof(double)); memset(gY, 0, E * L * sizeof(real));
-        for (int p = P - 1; p >= 0; p--) layer_back(model, model->layers + p, kept + p, n, first + i, pair + a, edge, Y, &room, work, gr, gf, gY);
+        for (int p = P - 1; p >= 0; p--) layer_back(model, model->layers + p, kept + p, n, first + i, edge, Y, &room, work, gr, gf, gY);
         for (int b = 0; b < n; b++) {
-            zbl[i + b] = 0;
             for (int64_t e = first[i + b] - a; e < first[i + b + 1] - a; e++) {
                 double *out = g + 3 * (a + e);
                 out[0] = out[1] = out[2] = 0;
                 geometry_back(model, edge + e, gr[e], gf[e], gY + e * L, out);
-                for (int c = 0; c < 3; c++) out[c] *= scale;
-                if (model->zbl_end != NULL) zbl[i + b] += repulsion(model, pair[a + e], edge + e, out);
+                for (int c = 0; c < 3; c++) out[c] *= model->scale;
+                if (model->zbl_end != NULL) energies[i + b] += repulsion(model, edge + e, out);
             }
         }
     }
     free(kept); free(work); free(edge); free(Y); free(gr); free(numbers);
     return failed;
+}
+
+/* the sums over edges: slopes g [E, 3] -> forces [atoms, 3], which come in as zeros, and virials [centres, 3, 3] */
+void assemble(int64_t centres, const int64_t *first, const int64_t *neighbour, const double *edge_vec, const double *g, double *forces, double *virials) {
+    for (int64_t i = 0; i < centres; i++) {
+        double w[9] = {0};
+        for (int64_t e = first[i]; e < first[i + 1]; e++) {
+            const double *r = edge_vec + 3 * e, *ge = g + 3 * e;
+            for (int c = 0; c < 3; c++) {
+                forces[3 * i + c] += ge[c];
+                forces[3 * neighbour[e] + c] -= ge[c];
+                for (int d = 0; d < 3; d++) w[3 * c + d] += (r[c] * ge[d] + r[d] * ge[c]) / 2;
+            }
+        }
+        memcpy(virials + 9 * i, w, sizeof w);
+    }
 }

@@ -13,7 +13,7 @@ from ase.build import bulk
 from ase.calculators.calculator import CalculationFailed
 
 from flashace import FlashACE, FlashACEError, verify
-from flashace.derivatives import predict
+from flashace.derivatives import assemble, predict
 from flashace.graph import build_graph
 from flashace.kernels import cpu
 from flashace.kernels.cpu import CpuKernel
@@ -69,11 +69,15 @@ def test_the_kernel_is_the_plain_model(make_model, structure, options):
 def test_every_periodicity(model, each_structure):
     graph = build_graph(each_structure, model.config.r_max)
     energies, slopes, _ = evaluated(model, graph)
-    found = CpuKernel(model)(graph)
+    kernel = CpuKernel(model)
+    found = kernel(graph)
     assert largest(found.energies - energies) < 1e-6
     if len(slopes):
         assert largest(found.slopes - slopes) < 1e-5 * largest(slopes) + 1e-9
     assert found.features is None
+    sums, expected = kernel.predict(graph), assemble(graph, found)
+    for name in ("energies", "energy", "forces", "stress", "stresses"):
+        torch.testing.assert_close(getattr(sums, name), getattr(expected, name), rtol=0, atol=1e-12, equal_nan=True)
 
 
 def test_slopes_are_those_of_its_own_energy(model, structure):
@@ -133,8 +137,8 @@ def test_threads_change_nothing(model):
 
 
 def test_auto_is_compiled_for_float32_alone(model_file, structure, monkeypatch):
-    used, call = [], CpuKernel.__call__
-    monkeypatch.setattr(CpuKernel, "__call__", lambda self, graph, features=False: used.append(1) or call(self, graph, features))
+    used, predict = [], CpuKernel.predict
+    monkeypatch.setattr(CpuKernel, "predict", lambda self, graph, features=False: used.append(1) or predict(self, graph, features))
     expected = {("float32", "auto"): 1, ("float64", "auto"): 0, ("float32", "plain"): 0, ("float64", "compiled"): 1}
     for (dtype, kernel), times in expected.items():
         used.clear()
