@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,11 +76,13 @@ class CpuKernel:
         _check_tables(model)
         self._library = _library(model)
         self._dtype, self._element_index, self._num_features = model.dtype, model.element_index, model.num_features
+        self._library.memory_for.restype = ctypes.c_int64
+        self._lent = threading.local()
         self._held: list[Tensor] = []  # C knows their addresses alone
         self._model = self._packed(model)
         elements = torch.arange(len(model.e0))
         edges = torch.zeros(len(elements) + 1, dtype=torch.int64), elements[:0], torch.zeros(0, 3, dtype=torch.float64)
-        alone, _, self._features_alone = self._run(*edges, elements, True)
+        alone, _, self._features_alone = self._run(*edges, elements, 1, True)
         self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
 
     def __call__(self, graph: Graph, features: bool = False) -> Slopes:
@@ -99,10 +102,12 @@ class CpuKernel:
         centre, neighbour = graph.edge_index
         first = torch.searchsorted(centre, torch.arange(graph.num_centres + 1))
         arrays = first, neighbour, graph.edge_vec.double().contiguous(), element
-        energies, slopes, found = self._run(*arrays, features)
+        energies, slopes, found = self._run(*arrays, graph.slots.shape[1], features)
         return Slopes(energies, slopes, found - self._features_alone[element[: graph.num_centres]] if features else None), arrays
 
-    def _run(self, first: Tensor, neighbour: Tensor, edge_vec: Tensor, element: Tensor, features: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(
+        self, first: Tensor, neighbour: Tensor, edge_vec: Tensor, element: Tensor, most: int, features: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         num_centres = len(first) - 1
         energies, slopes = torch.empty(num_centres, dtype=torch.float64), torch.empty_like(edge_vec)
         found = torch.empty(num_centres, self._num_features if features else 0, dtype=self._dtype)
@@ -110,8 +115,8 @@ class CpuKernel:
         arrays.append(_address(found) if features else None)
 
         def part(start: int, end: int) -> None:
-            if self._library.evaluate(ctypes.byref(self._model), ctypes.c_int64(start), ctypes.c_int64(end), *arrays):
-                raise MemoryError(f"no memory for the neighbours of atoms {start} to {end}")
+            numbers = map(ctypes.c_int64, (most, start, end))
+            self._library.evaluate(ctypes.byref(self._model), _address(self._memory_for(most)), *numbers, *arrays)
 
         threads = max(min(torch.get_num_threads(), num_centres // ATOMS_PER_THREAD), 1)
         bounds = [num_centres * k // threads for k in range(threads + 1)]
@@ -121,6 +126,13 @@ class CpuKernel:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(part, bounds[:-1], bounds[1:]))
         return energies, slopes, found
+
+    def _memory_for(self, most: int) -> Tensor:
+        """Room for the neighbours of a block of atoms, kept by each thread: new pages cost a small molecule a tenth of its time."""
+        size = self._library.memory_for(ctypes.c_int64(most))
+        if getattr(self._lent, "memory", torch.empty(0)).numel() < size:
+            self._lent.memory = torch.empty(size, dtype=torch.uint8)
+        return cast(Tensor, self._lent.memory)
 
     def _hold(self, tensor: Tensor, dtype: torch.dtype = torch.float64) -> int:
         self._held.append(tensor.detach().to(dtype).contiguous())

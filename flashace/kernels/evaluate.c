@@ -7,7 +7,6 @@
    for B atoms at once, side by side in the lanes. */
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef REAL real;
@@ -548,33 +547,47 @@ static void layer_back(const Model *model, const Layer *layer, const Kept *k, in
     }
 }
 
-/* Centres from start to before end: first [centres + 1] of the edges of each, neighbour [E], edge_vec [E, 3], species [atoms]
-   -> energies [centres] eV; g [E, 3] eV/A, their slopes along the edges; features [centres, P * (F + RW)] where not NULL.
-   Returns 0, or 1 where there is no memory. */
-int evaluate(const Model *model, int64_t start, int64_t end, const int64_t *first, const int64_t *neighbour, const double *edge_vec, const int64_t *species,
-             double *energies, double *g, real *features) {
-    int64_t most = 0;
-    for (int64_t i = start; i < end; i++) if (first[i + 1] - first[i] > most) most = first[i + 1] - first[i];
-    const int64_t room_for = most > 0 ? most : 1;
-    Kept *kept = aligned_alloc(64, P * sizeof(Kept));
-    Work *work = aligned_alloc(64, sizeof(Work));
-    Edge *edge = malloc(B * room_for * sizeof(Edge));
-    real *Y = malloc(2 * B * room_for * L * sizeof(real)), *gY = Y + B * room_for * L;
-    double *gr = malloc(2 * B * room_for * sizeof(double)), *gf = gr + B * room_for;
-    real *numbers = aligned_alloc(64, ((room_for * (2 * W + 3 * HP + LM * H) * sizeof(real)) / 64 + 1) * 64);
-    int failed = kept == NULL || work == NULL || edge == NULL || Y == NULL || gr == NULL || numbers == NULL;
-    for (int64_t i = start; i < end && !failed; i += B) {
+/* where things stand in the memory that is lent: `most` neighbours for each of B atoms */
+typedef struct { Kept *kept; Work *work; Edge *edge; real *Y, *gY; double *gr, *gf; Room room; char *end; } Places;
+
+static void *take(char **end, size_t size) { void *found = *end; *end += (size + 63) / 64 * 64; return found; }
+
+static Places places(char *memory, int64_t most) {
+    Places p = {.end = memory};
+    const size_t edges = B * most;
+    p.kept = take(&p.end, P * sizeof(Kept)); p.work = take(&p.end, sizeof(Work)); p.edge = take(&p.end, edges * sizeof(Edge));
+    p.Y = take(&p.end, edges * L * sizeof(real)); p.gY = take(&p.end, edges * L * sizeof(real));
+    p.gr = take(&p.end, edges * sizeof(double)); p.gf = take(&p.end, edges * sizeof(double));
+    real **heads[3] = {&p.room.s, &p.room.b, &p.room.g}, **curves[2] = {&p.room.y, &p.room.dy};
+    for (int i = 0; i < 3; i++) *heads[i] = take(&p.end, most * HP * sizeof(real));
+    for (int i = 0; i < 2; i++) *curves[i] = take(&p.end, most * W * sizeof(real));
+    p.room.seen = take(&p.end, most * LM * H * sizeof(real));
+    return p;
+}
+
+/* bytes that `evaluate` wants to be lent, at an address that 64 divides */
+int64_t memory_for(int64_t most) { return places(NULL, most).end - (char *)NULL; }
+
+/* Centres from start to before end: first [centres + 1] of the edges of each, `most` at most, neighbour [E], edge_vec [E, 3], species [atoms]
+   -> energies [centres] eV; g [E, 3] eV/A, their slopes along the edges; features [centres, P * (F + RW)] where not NULL. */
+void evaluate(const Model *model, char *memory, int64_t most, int64_t start, int64_t end, const int64_t *first, const int64_t *neighbour, const double *edge_vec,
+              const int64_t *species, double *energies, double *g, real *features) {
+    const Places at = places(memory, most);
+    Kept *kept = at.kept;
+    Work *work = at.work;
+    Edge *edge = at.edge;
+    real *Y = at.Y, *gY = at.gY;
+    double *gr = at.gr, *gf = at.gf;
+    for (int64_t i = start; i < end; i += B) {
         const int n = end - i < B ? end - i : B;
         const int64_t a = first[i], E = first[i + n] - a;
-        Room room = {.s = numbers, .b = numbers + room_for * HP, .g = numbers + 2 * room_for * HP, .y = numbers + 3 * room_for * HP};
-        room.dy = room.y + room_for * W; room.seen = room.dy + room_for * W;
         for (int b = 0; b < n; b++)
             for (int64_t e = first[i + b]; e < first[i + b + 1]; e++)
                 geometry(model, edge_vec + 3 * e, species[i + b] * model->elements + species[neighbour[e]], edge + e - a, Y + (e - a) * L);
         vec energy = ZERO;
         for (int b = 0; b < B; b++) for (int f = 0; f < F; f++) work->s[f][b] = model->embedding[species[i + (b < n ? b : 0)] * F + f];
         for (int p = 0; p < P; p++) {
-            layer_forward(model, model->layers + p, kept + p, n, first + i, edge, Y, &room, work);
+            layer_forward(model, model->layers + p, kept + p, n, first + i, edge, Y, &at.room, work);
             energy += readout(model->layers + p, kept + p);
             if (features != NULL)
                 for (int b = 0; b < n; b++) {
@@ -586,7 +599,7 @@ int evaluate(const Model *model, int64_t start, int64_t end, const int64_t *firs
         for (int b = 0; b < n; b++) energies[i + b] = model->e0[species[i + b]] + model->scale * (energy[b] - model->alone[species[i + b]]);
         memset(work->gs, 0, sizeof work->gs); memset(work->gt, 0, sizeof work->gt);
         memset(gr, 0, E * sizeof(double)); memset(gf, 0, E * sizeof(double)); memset(gY, 0, E * L * sizeof(real));
-        for (int p = P - 1; p >= 0; p--) layer_back(model, model->layers + p, kept + p, n, first + i, edge, Y, &room, work, gr, gf, gY);
+        for (int p = P - 1; p >= 0; p--) layer_back(model, model->layers + p, kept + p, n, first + i, edge, Y, &at.room, work, gr, gf, gY);
         for (int b = 0; b < n; b++) {
             for (int64_t e = first[i + b] - a; e < first[i + b + 1] - a; e++) {
                 double *out = g + 3 * (a + e);
@@ -597,8 +610,6 @@ int evaluate(const Model *model, int64_t start, int64_t end, const int64_t *firs
             }
         }
     }
-    free(kept); free(work); free(edge); free(Y); free(gr); free(numbers);
-    return failed;
 }
 
 /* the sums over edges: slopes g [E, 3] -> forces [atoms, 3], which come in as zeros, and virials [centres, 3, 3] */
