@@ -105,6 +105,7 @@ def structures(runners: Path, acac: Path) -> dict[str, Atoms]:
     """Those of the peers' runners, and a larger crystal."""
     sys.path.insert(0, str(runners))
     systems, molecule = importlib.import_module("systems"), read(acac, 0)
+    assert isinstance(molecule, Atoms)
     crystals = {f"Si {8 * n**3}": systems.si(n) for n in (2, 4, 8)}
     return {"acac 15": Atoms(molecule.symbols, molecule.positions), "water 192": systems.water192(), **crystals}
 
@@ -140,7 +141,11 @@ def start(model: Model, system: str, threads: int, log: Path, arguments: argpars
         "threads": threads,
         "memory": arguments.memory,
     }
-    command = [python(model, arguments.peers), HERE / "speed_worker.py", *(f"--{name}={value}" for name, value in options.items())]
+    command = [
+        str(python(model, arguments.peers)),
+        str(HERE / "speed_worker.py"),
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
     with log.open("w") as errors:
         return subprocess.Popen(
             command, env=os.environ | MALLOC | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True

@@ -79,8 +79,9 @@ def time_cell(row: Row, rows: Sequence[Row], clock: str) -> str:
 
 def slope(rows: Sequence[Row], clock: str) -> str:
     """d log time / d log atoms over the silicon crystals, by least squares; 1 is linear."""
-    points = [(ATOMS[row.system], median(row, clock)) for row in rows if row.system.startswith("Si") and not row.error]
-    return f"{np.polyfit(*np.log(points).T, 1)[0]:.2f}" if len(points) > 1 else "–"
+    silicon = [row for row in rows if row.system.startswith("Si") and not row.error]
+    atoms, times = [ATOMS[row.system] for row in silicon], [median(row, clock) for row in silicon]
+    return f"{np.polyfit(np.log(atoms), np.log(times), 1)[0]:.2f}" if len(silicon) > 1 else "–"
 
 
 def median(row: Row, clock: str) -> float:

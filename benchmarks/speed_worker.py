@@ -40,13 +40,15 @@ def main() -> None:
     found: dict[str, Any] = {"version": version, "wall": [], "cpu": [], "peak": 0}
     print(json.dumps(found), file=answers)
     for line in sys.stdin:
-        measure(step, *json.loads(line), found)
+        most_steps, most_seconds = json.loads(line)
+        measure(step, most_steps, most_seconds, found)
         print(json.dumps(found), file=answers)
 
 
 def make_step(arguments: argparse.Namespace) -> Any:
     """`step()`: energy, forces and, in a crystal, stress of new positions near the given ones; wall and process CPU time in s."""
     import numpy as np
+    from ase import Atoms
     from ase.calculators.calculator import all_changes
     from ase.io import read
 
@@ -57,6 +59,7 @@ def make_step(arguments: argparse.Namespace) -> Any:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(arguments.threads)
     atoms = read(arguments.structure)
+    assert isinstance(atoms, Atoms)
     reference, rng = atoms.positions.copy(), np.random.default_rng(0)
     calculator = make(dtype="float32", cutoff=arguments.cutoff, symbols=sorted(set(atoms.symbols)), **arguments.options)
     properties = ["energy", "forces", *(["stress"] if atoms.pbc.all() else [])]
