@@ -1,4 +1,4 @@
-"""FlashACE as one of the peers of `bench_infer.py` and `bench_train.py`: untrained weights, the sizes of the defaults.
+"""FlashACE as one of the peers of `bench_infer.py`, `bench_train.py` and `speed.py`: untrained weights, the sizes of the defaults.
 
 PYTHONPATH=benchmarks python bench_infer.py --label "FlashACE" --calc peers_flashace:make
 PYTHONPATH=benchmarks python bench_train.py --label "FlashACE" --train peers_flashace:train --batch 5
@@ -17,7 +17,7 @@ from flashace.calculator import DTYPES
 from flashace.graph import build_graph
 from flashace.model import AttentionACE, ModelConfig
 from flashace.model_file import save_model
-from flashace.train.config import TrainConfig
+from flashace.train.config import SIZES, TrainConfig
 from flashace.train.data import Labelled
 from flashace.train.loss import collate, make_item
 from flashace.train.optim import loss_weights, make_average, make_optimizers
@@ -25,12 +25,12 @@ from flashace.train.statistics import loss_units
 from flashace.train.step import TrainStep
 
 
-def make(dtype: str, cutoff: float, symbols: Sequence[str], **sizes: Any) -> FlashACE:
-    """The calculator with random weights; `sizes` are options of ModelConfig."""
-    model = _model(dtype, cutoff, symbols, **sizes)
+def make(dtype: str, cutoff: float, symbols: Sequence[str], size: str = "medium", kernel: str = "auto", **sizes: Any) -> FlashACE:
+    """The calculator with random weights. `size` is one of SIZES, `sizes` are options of ModelConfig that go before it."""
+    model = _model(dtype, cutoff, symbols, **{**SIZES[size], **sizes})
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder) / "model.pt", model, {})
-        calculator = FlashACE(Path(folder) / "model.pt", device="cpu", dtype=dtype)
+        calculator = FlashACE(Path(folder) / "model.pt", device="cpu", dtype=dtype, kernel=kernel)
     calculator.bench_nparams = sum(p.numel() for p in model.parameters())  # type: ignore[attr-defined]
     calculator.bench_graph = lambda atoms: build_graph(atoms, cutoff)  # type: ignore[attr-defined]
     return calculator
