@@ -45,18 +45,8 @@ class _Layer(ctypes.Structure):
     _fields_ = [
         (name, _POINTER)
         for name in (
-            *(
-                "table",
-                "steps",
-                "query",
-                "query_bias",
-                "look",
-                "mix_basis",
-                "mix_scalars",
-                "mix_scalars_bias",
-                "mix_tensors",
-                "path_weights",
-            ),
+            *("table", "query", "query_bias", "look"),
+            *("mix_basis", "mix_scalars", "mix_scalars_bias", "mix_tensors", "path_weights"),
             *("scalars_out", "values_out", "tensors_out", "gate_and_value", "gate_and_value_bias", "out", "scale_scalars", "scale_tensors"),
             *("readout_linear", "readout_hidden", "readout_hidden_bias", "readout_out"),
         )
@@ -179,7 +169,7 @@ def kernel_of(model: AttentionACE) -> CpuKernel:
 
 def _check_tables(model: AttentionACE) -> None:
     pairs, width = len(model.e0) ** 2, sum(cast(Layer, model.layers[0]).edge_functions.sizes)
-    size = pairs * (2 * KNOTS + 9) * width * model.config.num_layers * model.embedding.element_size()
+    size = pairs * (KNOTS + 5) * 2 * width * model.config.num_layers * model.embedding.element_size()
     if size > MOST_FOR_TABLES:
         raise FlashACEError(
             f"kernel: the splines of {pairs} pairs of elements would take {size / 1e9:.1f} GB, more than {MOST_FOR_TABLES / 1e9:g}; "
@@ -218,7 +208,6 @@ def _layer_weights(layer: Layer, readout: Readout, heads: int, table: Tensor) ->
     values_out = _matrix(layer.values_out).unflatten(0, (heads, -1)).transpose(0, 1).flatten(0, 1)
     return {
         "table": table,
-        "steps": table.diff(dim=1),
         "query": attention.query.weight.permute(1, 2, 0).flatten(1),
         "query_bias": cast(Tensor, attention.query.bias).unflatten(0, (heads, -1)).T,
         "look": look,

@@ -19,7 +19,7 @@ typedef __typeof__(WHOLE(real)) ivec __attribute__((vector_size(B * sizeof(real)
 static const vec ZERO = {0};
 
 typedef struct {
-    const real *table, *steps;               /* [pairs, knots + 5, W], coefficients of B-splines, and [pairs, knots + 4, W], from each to the next */
+    const real *table;                       /* [pairs, knots + 5, 2, W]: coefficients of B-splines, and the step from each to the next */
     const real *query, *query_bias;          /* [F, D*H], in the order D, H */
     const real *look;                        /* [LM, K, H]; NULL in the first layer */
     const real *mix_basis;                   /* [LM+1, 2K, K] */
@@ -212,11 +212,10 @@ static double repulsion(const Model *model, const Edge *e, double *g) {
 
 /* ---- attention of one atom over its M neighbours ---- */
 static inline void curves(const Model *model, const Layer *layer, const Edge *e, real *restrict y, real *restrict dy) {
-    const real *restrict c = layer->table + (e->pair * (model->knots + 5) + e->knot + 3) * W, *restrict d = layer->steps + (e->pair * (model->knots + 4) + e->knot) * W;
-    const real *restrict p = e->spline, *restrict q = e->slope;
-    for (int w = 0; w < W; w++) y[w] = c[w] + (p[0] * d[w] + p[1] * d[W + w] + p[2] * d[2 * W + w] + p[3] * d[3 * W + w] + p[4] * d[4 * W + w]);
-    if (dy == NULL) return;
-    for (int w = 0; w < W; w++) dy[w] = q[0] * d[w] + q[1] * d[W + w] + q[2] * d[2 * W + w] + q[3] * d[3 * W + w] + q[4] * d[4 * W + w];
+    const real *restrict row = layer->table + (e->pair * (model->knots + 5) + e->knot) * 2 * W, *restrict p = e->spline, *restrict q = e->slope;
+    const real *restrict c = row + 6 * W, *restrict d0 = row + W, *restrict d1 = row + 3 * W, *restrict d2 = row + 5 * W, *restrict d3 = row + 7 * W, *restrict d4 = row + 9 * W;
+    for (int w = 0; w < W; w++) y[w] = c[w] + (p[0] * d0[w] + p[1] * d1[w] + p[2] * d2[w] + p[3] * d3[w] + p[4] * d4[w]);
+    if (dy != NULL) for (int w = 0; w < W; w++) dy[w] = q[0] * d0[w] + q[1] * d1[w] + q[2] * d2[w] + q[3] * d3[w] + q[4] * d4[w];
 }
 
 static inline void scores(const real *restrict y, const real *restrict Y, const real *restrict q, const real *restrict look, real *restrict s, real *restrict seen) {

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.interpolate import BSpline
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
 
 from flashace.nn.linear import Linear
 from flashace.nn.radial import polynomial_envelope
@@ -61,11 +61,12 @@ class EdgeFunctions(nn.Module):
 
 
 def tabulate(functions: EdgeFunctions, radial_basis: nn.Module, r_max: float, envelope_exponent: int) -> Tensor:
-    """The curves of all pairs of elements as sums of B-splines of fifth degree: coefficients [S², KNOTS + 5, width] in float64.
+    """The curves of all pairs of elements as sums of B-splines of fifth degree: [S², KNOTS + 5, 2, width] in float64.
 
-    Over the k-th of KNOTS equal intervals from 0 to `r_max`, rows k to k + 5 of pair (centre · S + neighbour) count, with the weights of
-    uniform B-splines. They are least-squares fits to four samples per interval; value and four derivatives are continuous. Columns: keys,
-    direction keys, values (heads last), radial.
+    Row k of pair (centre · S + neighbour) has the k-th coefficient c_k and the step to the next. Over the k-th of KNOTS equal intervals
+    from 0 to `r_max`, c_k to c_k+5 count with the weights w of uniform B-splines: Σ w_i c_k+i = c_k+3 + Σ_i<5 v_i step_k+i, a form in which
+    rounded numbers lose less. The slope is the sum of the same steps with the weights of fourth degree, per interval.
+    They are least-squares fits to four samples per interval. Columns: keys, direction keys, values (heads last), radial.
     """
     functions, radial_basis = deepcopy(functions).double(), deepcopy(radial_basis).double()
     num_elements = functions.centre.shape[0]
@@ -82,4 +83,5 @@ def tabulate(functions: EdgeFunctions, radial_basis: nn.Module, r_max: float, en
             values = edge.values.unflatten(-1, (num_heads, -1)).mT
             curves = torch.cat([part.flatten(2) for part in (edge.keys, edge.direction_keys, values, edge.radial)], dim=-1)
             tables.append(fit @ curves[0])
-    return torch.stack(tables)
+    table = torch.stack(tables)
+    return torch.stack([table, pad(table.diff(dim=1), (0, 0, 0, 1))], dim=2)
