@@ -93,7 +93,7 @@ class FlashACE(Calculator):
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
-    ~/.cache/flashace keeps it); on a GPU, kernels of Triton (`pip install 'flashace[cuda]'`). "auto" takes it for float32 where it can be
+    ~/.cache/flashace keeps it); on a GPU, kernels of Triton (`pip install triton`). "auto" takes it for float32 where it can be
     had, and the plain path for float64.
 
     Large structures are evaluated in parts of `max_edges` neighbour pairs, which bounds the memory and changes nothing else; None leaves
@@ -283,7 +283,7 @@ def compiled_kernel(model: AttentionACE) -> CpuKernel | Interaction:
     try:
         from flashace.kernels.cuda import kernel_of
     except ImportError as error:
-        raise FlashACEError(f"kernel: expected Triton, got {error}; `pip install 'flashace[cuda]'`, or use the plain path") from error
+        raise FlashACEError(f"kernel: expected Triton, got {error}; `pip install triton`, or use the plain path") from error
     return kernel_of(model)
 
 
