@@ -178,7 +178,7 @@ def test_slopes_of_the_attention(attention, random):
 @pytest.mark.parametrize(("l_max", "symmetric"), [(1, True), (2, False), (3, True)])
 def test_products_and_their_slopes(random, l_max, symmetric):
     contraction = Contraction(3, l_max, symmetric).double().to(DEVICE).requires_grad_(False)
-    a, b, g = (random(5, (l_max + 1) ** 2, 3) for _ in range(3))
+    a, b, g = (random(3, (l_max + 1) ** 2, 3) for _ in range(3))
     a.requires_grad_()
     b.requires_grad_()
     plain = contraction(a, b)
