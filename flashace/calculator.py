@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, VerletList
-from flashace.kernels.cpu import CpuKernel, kernel_of
-from flashace.model import AttentionACE
+from flashace.kernels import cpu
+from flashace.kernels.cpu import CpuKernel
+from flashace.model import AttentionACE, Interaction
 from flashace.model_file import share_model
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -96,9 +98,10 @@ class FlashACE(Calculator):
     per thread, costs no memory. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
     warning.
 
-    On a CPU, `kernel` says what evaluates the model: "compiled" C, made for it by the C compiler of this machine at the first structure
-    (some seconds, once; ~/.cache/flashace keeps it), with edge functions from splines, or "plain" torch, many times slower and exact to the
-    last digits. "auto" takes C for float32 where there is a compiler, and the plain path for float64.
+    `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
+    to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
+    ~/.cache/flashace keeps it); on a GPU, kernels of Triton (`pip install triton`). "auto" takes it for float32 where it can be
+    had, and the plain path for float64.
 
     Neighbours are looked for within `skin` Å more than the cutoff, and again when atoms have moved so far that one may be missing. Results
     are the same for any skin; a large one pays where atoms move little between calls.
@@ -211,23 +214,22 @@ class FlashACE(Calculator):
         self.results = results
 
     def _predict(self, graph: Graph) -> Prediction:
-        kernel = self._kernel()
-        if kernel is not None:
-            features = self.model.uncertainty is not None
+        kernel, features = self._kernel(), self.model.uncertainty is not None
+        if isinstance(kernel, CpuKernel):
             return add_parts(lambda part: kernel.predict(part, features), graph, self.budget)
-        model = self.model if self.model.uncertainty is None else self.model.with_features
+        model = partial(self.model.with_features if features else self.model, interaction=kernel)
         return predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
 
-    def _kernel(self) -> CpuKernel | None:
+    def _kernel(self) -> CpuKernel | Interaction | None:
         """What `kernel` asks for; None is the plain path."""
         asked = self.parameters["kernel"]
-        if asked == "compiled":
-            return kernel_of(self.model)
-        if asked == "plain" or self.device.type != "cpu" or self.model.dtype != torch.float32:
+        if asked == "plain" or (asked == "auto" and self.model.dtype != torch.float32):
             return None
         try:
-            return kernel_of(self.model)
+            return compiled_kernel(self.model)
         except FlashACEError as error:
+            if asked == "compiled":
+                raise
             warnings.warn(f"{error}. This calculator takes the plain path, which is many times slower", stacklevel=2)
             self.parameters["kernel"] = "plain"
             return None
@@ -289,6 +291,17 @@ class FlashACE(Calculator):
             stacklevel=2,
         )
         self._warned_of_distance = True
+
+
+def compiled_kernel(model: AttentionACE) -> CpuKernel | Interaction:
+    """C for a model on a CPU, Triton for one on a GPU. Raises FlashACEError where that cannot be had."""
+    if model.embedding.device.type == "cpu":
+        return cpu.kernel_of(model)
+    try:
+        from flashace.kernels.cuda import kernel_of
+    except ImportError as error:
+        raise FlashACEError(f"kernel: expected Triton, got {error}; `pip install triton`, or use the plain path") from error
+    return kernel_of(model)
 
 
 def _check_threshold(name: str, value: Any) -> None:

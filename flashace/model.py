@@ -1,6 +1,6 @@
 """`Graph` in, one energy per atom out. No autograd happens here; forces and stress are made in `derivatives.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, cast
 
 import torch
@@ -24,6 +24,10 @@ from flashace.uncertainty import Uncertainty
 
 TRUSTED = 0.9  # of the shortest distance in training: down to there the network is taken at its word
 UNKNOWN = 2**31  # no index of anything: using it is an error
+
+# graph and element of each of its atoms -> energies [C + S] in units of the scale, of the centres and of one atom without neighbours per
+# element; and the scalars [C + S, hidden_dim] that each readout read
+Interaction = Callable[[Graph, Tensor], tuple[Tensor, list[Tensor]]]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -127,24 +131,27 @@ class AttentionACE(nn.Module):
         """The precision of the weights; energies are float64 always."""
         return self.embedding.dtype
 
-    def forward(self, graph: Graph) -> Tensor:
-        """Energies [C] in eV, float64. Raises FlashACEError for an element that the model does not know (check with `check_elements`)."""
-        return self._energies(graph)[0]
+    def forward(self, graph: Graph, interaction: Interaction | None = None) -> Tensor:
+        """Energies [C] in eV, float64. Raises FlashACEError for an element that the model does not know (check with `check_elements`).
 
-    def with_features(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        `interaction` stands in for the network, where a kernel computes it.
+        """
+        return self._energies(graph, interaction)[0]
+
+    def with_features(self, graph: Graph, interaction: Interaction | None = None) -> tuple[Tensor, Tensor]:
         """Energies as by `forward`, and last-layer features [C, D]: (E - E0) / scale is linear in them, so an atom alone has zeros.
 
         The features carry no gradient.
         """
-        energies, states = self._energies(graph)
+        energies, states = self._energies(graph, interaction)
         with torch.no_grad():
             features = torch.cat([readout.features(s) for readout, s in zip(self._readouts(), states, strict=True)], dim=1)
             return energies, self._beyond_alone(graph, features)
 
-    def _energies(self, graph: Graph) -> tuple[Tensor, list[Tensor]]:
+    def _energies(self, graph: Graph, interaction: Interaction | None) -> tuple[Tensor, list[Tensor]]:
         """[C] in eV, and the scalars [C + S, hidden_dim] that each readout read."""
         element = self.element_index[graph.numbers]
-        energy, states = self._interaction(graph, element)
+        energy, states = (interaction or self._interaction)(graph, element)
         energy = self.atomic_energies[element[: graph.num_centres]] + self.scale * self._beyond_alone(graph, energy).double()
         if self.repulsion is not None:
             centre, neighbour = graph.edge_index
@@ -163,7 +170,8 @@ class AttentionACE(nn.Module):
         vec, neighbour = self._neighbourhoods(graph, element)
         element = torch.cat([element[: graph.num_centres], torch.arange(len(self.e0), device=element.device)])
         shortest = self.shortest[element.unsqueeze(-1), neighbour] if self.config.zbl else None
-        Y, envelope, basis = self._geometry(vec, shortest)
+        r, Y, envelope = self.geometry(vec, shortest)
+        basis = self.radial_basis(r) * envelope.unsqueeze(-1)
         s, t = self.embedding[element], None
         energy, states = torch.zeros_like(s[:, 0]), []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
@@ -173,14 +181,14 @@ class AttentionACE(nn.Module):
         return energy, states
 
     @full_precision
-    def _geometry(self, vec: Tensor, shortest: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Harmonics [N, M, (l_max+1)²], envelope [N, M] and radial basis [N, M, num_radial] of vectors [N, M, 3]; `shortest` is [N, M]."""
+    def geometry(self, vec: Tensor, shortest: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances [...] as the network sees them, harmonics [..., L] and envelope [...] of vectors [..., 3]; `shortest` is [...]."""
         r = vec.norm(dim=-1)
         Y = self.harmonics(vec / r.unsqueeze(-1))
         if shortest is not None:
             r = never_closer(r, TRUSTED * shortest)
         envelope = polynomial_envelope(r, self.config.r_max, self.config.envelope_exponent)
-        return Y, envelope, self.radial_basis(r) * envelope.unsqueeze(-1)
+        return r, Y, envelope
 
     def _neighbourhoods(self, graph: Graph, element: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [C + S, M, 3] and elements [C + S, M] of the neighbours.

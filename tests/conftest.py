@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"  # before anything imports Triton, as flashace.train does
+
 import yaml
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule

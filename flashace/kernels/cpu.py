@@ -63,7 +63,7 @@ class CpuKernel:
     def __init__(self, model: AttentionACE) -> None:
         if model.embedding.device.type != "cpu":
             raise FlashACEError(f"kernel: expected a model on a CPU, got one on {model.embedding.device}; use the plain path there")
-        _check_tables(model)
+        check_tables(model)
         self._library = _library(model)
         self._dtype, self._element_index, self._num_features = model.dtype, model.element_index, model.num_features
         self._library.memory_for.restype = ctypes.c_int64
@@ -167,7 +167,8 @@ def kernel_of(model: AttentionACE) -> CpuKernel:
     return _kernels[model]
 
 
-def _check_tables(model: AttentionACE) -> None:
+def check_tables(model: AttentionACE) -> None:
+    """Raises FlashACEError where the splines of all pairs of elements would not fit."""
     pairs, width = len(model.e0) ** 2, sum(cast(Layer, model.layers[0]).edge_functions.sizes)
     size = pairs * (KNOTS + 5) * 2 * width * model.config.num_layers * model.embedding.element_size()
     if size > MOST_FOR_TABLES:

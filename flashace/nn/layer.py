@@ -1,5 +1,7 @@
 """One layer, steps 1 to 6 in order: state and geometry in, the next state out."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -44,13 +46,26 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """s [N, F], t [N, L-1, K] or None, radial basis [N, M, num_radial], envelope [N, M], Y [N, M, L], element indices -> s, t."""
         edge = self.edge_functions(basis, centre, neighbour)
-        values, attended, plain = self.attention(s, t, edge, envelope, Y)
+        return self.update(s, t, *self.attention(s, t, edge, envelope, Y))
 
+    def update(
+        self,
+        s: Tensor,
+        t: Tensor | None,
+        values: Tensor,
+        attended: Tensor,
+        plain: Tensor,
+        product: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What follows the attention: state, attended values [N, F], attended and plain basis [N, L, K] -> s, t.
+
+        `product` stands in for the product basis, where a kernel computes it.
+        """
         A = self.mix_basis(torch.cat([attended, plain], dim=-1))
         A0, A1 = A[:, :1] + self.mix_scalars(s).unsqueeze(1), A[:, 1:]
         if self.mix_tensors is not None and t is not None:
             A1 = A1 + self.mix_tensors(t)
-        B = self.product(bounded(torch.cat([A0, A1], dim=1)))
+        B = (product or self.product)(bounded(torch.cat([A0, A1], dim=1)))
 
         s = s + self.scale_scalars[0] * (self.scalars_out(B[:, 0]) + self.values_out(values))
         update = self.scale_tensors[0] * self.tensors_out(B[:, 1:])
