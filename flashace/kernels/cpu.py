@@ -20,6 +20,7 @@ from torch import Tensor
 from flashace.derivatives import Prediction, Slopes, with_stress
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
+from flashace.kernels.trial import check_kernel
 from flashace.model import TRUSTED, AttentionACE
 from flashace.nn.edge_functions import KNOTS, tabulate
 from flashace.nn.layer import Layer
@@ -57,7 +58,8 @@ class CpuKernel:
     """`Graph` → energies, their slopes and last-layer features, as the model and autograd give them.
 
     Edge functions come from splines (`tabulate`), which is the one approximation. The neighbours of 16 atoms are in memory at a time.
-    Raises FlashACEError, with the reason, where the model is not on a CPU or C cannot be compiled.
+    Raises FlashACEError, with the reason, where the model is not on a CPU, or C cannot be compiled or gives something else than the plain
+    path.
     """
 
     def __init__(self, model: AttentionACE) -> None:
@@ -74,6 +76,7 @@ class CpuKernel:
         edges = torch.zeros(len(elements) + 1, dtype=torch.int64), elements[:0], torch.zeros(0, 3, dtype=torch.float64)
         alone, _, self._features_alone = self._run(*edges, elements, 1, True)
         self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
+        check_kernel(model, self.predict)
 
     def __call__(self, graph: Graph, features: bool = False) -> Slopes:
         """Energies [C] eV, slopes [E, 3] eV/Å and, where asked for, features [C, D]."""

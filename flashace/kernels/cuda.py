@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary, proxy
 
 import torch
 import triton
-from ase import Atoms
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
@@ -22,9 +21,10 @@ from triton.errors import TritonError
 
 from flashace.derivatives import predict
 from flashace.errors import FlashACEError
-from flashace.graph import Graph, build_graph
+from flashace.graph import Graph
 from flashace.kernels.cpu import check_tables
 from flashace.kernels.cuda_programs import attend, attend_back, contract
+from flashace.kernels.trial import check_kernel
 from flashace.model import AttentionACE
 from flashace.nn.attention import NeighbourAttention
 from flashace.nn.edge_functions import KNOTS, tabulate
@@ -40,7 +40,8 @@ class CudaKernel:
 
     Edge functions come from splines (`tabulate`), which is the one approximation. Once differentiable, and not along the weights:
     for inference. On a CPU it runs in Triton's interpreter (TRITON_INTERPRET=1), for tests.
-    Raises FlashACEError, with the reason, where the kernels cannot be compiled or the model is not on a GPU.
+    Raises FlashACEError, with the reason, where the model is not on a GPU, the kernels cannot be compiled, or give something else than the
+    plain path.
     """
 
     def __init__(self, model: AttentionACE) -> None:
@@ -72,11 +73,9 @@ class CudaKernel:
         return energy, states
 
     def _try(self, model: AttentionACE) -> None:
-        """Everything is compiled here, at a pair of atoms."""
-        pair = Atoms([model.symbols[0]] * 2, [[0, 0, 0], [0, 0, 0.7 * model.config.r_max]])
-        graph = build_graph(pair, model.config.r_max).to(model.embedding.device)
+        """Everything is compiled here, at a few atoms, and compared with the plain path."""
         try:
-            predict(partial(model, interaction=self), graph, model.dtype)
+            check_kernel(model, lambda graph: predict(partial(model, interaction=self), graph, model.dtype))
         except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
             raise FlashACEError(
                 f"kernel: Triton {triton.__version__} could not compile for {model.embedding.device}: {str(error).strip()[-500:]}; "

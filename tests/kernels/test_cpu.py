@@ -139,6 +139,9 @@ def test_threads_change_nothing(model):
 def test_auto_is_compiled_for_float32_alone(model_file, structure, monkeypatch):
     used, predict = [], CpuKernel.predict
     monkeypatch.setattr(CpuKernel, "predict", lambda self, graph, features=False: used.append(1) or predict(self, graph, features))
+    held = [FlashACE(model_file, device="cpu", dtype=dtype, kernel="compiled") for dtype in ("float32", "float64")]
+    for calculator in held:  # a kernel is tried when it is made
+        calculator.get_property("energy", structure("crystal"))
     expected = {("float32", "auto"): 1, ("float64", "auto"): 0, ("float32", "plain"): 0, ("float64", "compiled"): 1}
     for (dtype, kernel), times in expected.items():
         used.clear()
@@ -203,6 +206,26 @@ def test_what_is_no_compiler_is_named(model, monkeypatch, tmp_path):
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
     with pytest.raises(FlashACEError, match=r"kernel: expected a C compiler and a folder.*set CC"):
         CpuKernel(model)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("bound[c] = 1 / root(1 + sum / 25)", "bound[c] = 1 / root(1 + sum / 20)"), ("gq[d * H + h] += key", "gq[d * H + h] -= key")],
+)
+def test_what_is_compiled_wrongly_is_not_used(model_file, structure, right, wrong, monkeypatch, tmp_path):
+    """As a compiler or a library may do it on some machine: energies, or slopes alone."""
+    source = cpu.SOURCE.read_text()
+    assert right in source
+    (tmp_path / "evaluate.c").write_text(source.replace(right, wrong))
+    monkeypatch.setattr(cpu, "SOURCE", tmp_path / "evaluate.c")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cpu, "_kernels", {})
+    atoms = structure("crystal")
+    with pytest.raises(FlashACEError, match=r"kernel: expected the (energies|forces) of the plain path on cpu, got some that differ by"):
+        FlashACE(model_file, device="cpu", kernel="compiled").get_property("energy", atoms)
+    with pytest.warns(UserWarning, match="expected the .* takes the plain path"):
+        found = FlashACE(model_file, device="cpu").get_property("forces", atoms)
+    np.testing.assert_array_equal(found, FlashACE(model_file, device="cpu", kernel="plain").get_property("forces", atoms))
 
 
 def test_a_user_without_a_home_is_told_so(model, monkeypatch):
