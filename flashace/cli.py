@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from flashace.calculator import choose_device, choose_dtype
 from flashace.errors import FlashACEError
+from flashace.kernels.cpu import CpuKernel
 from flashace.model_file import load_model, read_header, save_model
 from flashace.train import report
 from flashace.train.calibrate import calibration_rows, calibration_sets, estimate_uncertainty
@@ -221,6 +223,7 @@ def info(model: str) -> None:
     for name, value in header["config"].items():
         table.add_row(name, str(value))
     table.add_row("uncertainty", report.uncertainty_in_words(header.get("uncertainty")))
+    table.add_row("splines of kernels", _splines_in_words(model))
     table.add_row("format", str(header["format"]))
     for name in ("training_data", "versions"):
         for key, value in provenance.get(name, {}).items():
@@ -258,6 +261,16 @@ def verify(
     if broken:
         console.print(f"broken: {', '.join(broken)}")
         raise SystemExit(1)
+
+
+def _splines_in_words(path: str) -> str:
+    """What they cost, in float64, where nothing else does."""
+    try:
+        trial = CpuKernel(load_model(path, torch.float64)).trial
+    except FlashACEError as error:
+        return str(error)
+    energy = f"energies off by {trial.energy_error:.1g} of {trial.energy:.2g} eV"
+    return f"{energy}, forces by {trial.force_error:.1g} of {trial.force:.2g} eV/Å (a few atoms, float64)"
 
 
 def _configuration(path: str | None, flags: dict[str, Any]) -> FitConfig:

@@ -76,7 +76,7 @@ class CpuKernel:
         edges = torch.zeros(len(elements) + 1, dtype=torch.int64), elements[:0], torch.zeros(0, 3, dtype=torch.float64)
         alone, _, self._features_alone = self._run(*edges, elements, 1, True)
         self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
-        check_kernel(model, self.predict)
+        self.trial = check_kernel(model, self.predict)
 
     def __call__(self, graph: Graph, features: bool = False) -> Slopes:
         """Energies [C] eV, slopes [E, 3] eV/Å and, where asked for, features [C, D]."""
