@@ -73,9 +73,9 @@ def check_kernel(kernel: str) -> str:
 
 
 def check_skin(skin: float) -> float:
-    """Raises FlashACEError unless it is a finite number from 0 on."""
-    if not isinstance(skin, int | float) or isinstance(skin, bool) or not 0 <= skin < float("inf"):
-        raise FlashACEError(f"skin: expected a number of Å, at least 0, got {skin!r}; leave it out")
+    """Raises FlashACEError unless it is a number from 0 to 10."""
+    if not isinstance(skin, int | float) or isinstance(skin, bool) or not 0 <= skin <= 10:
+        raise FlashACEError(f"skin: expected a number of Å from 0 to 10, got {skin!r}; leave it out")
     return skin
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flashace.calculator import choose_device, choose_dtype
 from flashace.errors import FlashACEError
-from flashace.kernels.cpu import CpuKernel
+from flashace.kernels.splines import splines_of
 from flashace.model_file import load_model, read_header, save_model
 from flashace.train import report
 from flashace.train.calibrate import calibration_rows, calibration_sets, estimate_uncertainty
@@ -264,13 +264,11 @@ def verify(
 
 
 def _splines_in_words(path: str) -> str:
-    """What they cost, in float64, where nothing else does."""
     try:
-        trial = CpuKernel(load_model(path, torch.float64)).trial
+        splines = splines_of(load_model(path, torch.float64))
     except FlashACEError as error:
         return str(error)
-    energy = f"energies off by {trial.energy_error:.1g} of {trial.energy:.2g} eV"
-    return f"{energy}, forces by {trial.force_error:.1g} of {trial.force:.2g} eV/Å (a few atoms, float64)"
+    return f"{splines.intervals} intervals, off by {splines.error:.1e} of the largest edge function"
 
 
 def _configuration(path: str | None, flags: dict[str, Any]) -> FitConfig:

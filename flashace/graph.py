@@ -71,6 +71,7 @@ def build_graph(atoms: Atoms, r_max: float) -> Graph:
     periodicity. Raises FlashACEError for no atoms, positions or a cell that are not finite or beyond 10⁹ Å, a periodic direction without a
     lattice vector, and a cell so small that an atom would have more than 20 000 neighbours.
     """
+    _check(atoms)
     return _graph(atoms, *_pairs(atoms, r_max))
 
 
@@ -78,44 +79,64 @@ class VerletList:
     """`build_graph` for a structure that moves little from call to call, as in molecular dynamics. The graph is the same, to rounding.
 
     Pairs closer than `r_max` + `skin` Å are kept (Verlet, Phys. Rev. 159, 98, 1967) and looked through at each call, until one that is not
-    among them may have come closer than `r_max`. A cell that deforms, as in a barostat, may take its atoms with it.
-    Raises FlashACEError as `build_graph` does.
+    among them may have come closer than `r_max`. A cell that deforms, as in a barostat, may take its atoms with it. Where a skin would be
+    too dense, there is none. Raises FlashACEError as `build_graph` does.
     """
 
     def __init__(self, r_max: float, skin: float) -> None:
         self.r_max, self.skin = r_max, skin
-        self._atoms: Atoms | None = None
+        self._candidates: _Candidates | None = None
 
     def __call__(self, atoms: Atoms) -> Graph:
-        if self._atoms is None or not self._holds_for(atoms, self._atoms):
-            i, j, shifts, _ = _pairs(atoms, self.r_max + self.skin)
-            self._i, self._j, self._shifts = i.astype(np.int32), j.astype(np.int32), shifts
-            self._atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        i, j, shifts = self._i, self._j, self._shifts
+        _check(atoms)
+        if self._candidates is None or not self._candidates.hold_for(atoms, self.r_max):
+            self._candidates = self._find(atoms)
+        _, _, i, j, shifts = self._candidates
         edge_vec = atoms.positions[j] - atoms.positions[i]
         if shifts.any():
             edge_vec += shifts @ atoms.cell.array
         near = np.einsum("ec,ec->e", edge_vec, edge_vec) < self.r_max**2
         return _graph(atoms, i[near], j[near], shifts[near], edge_vec[near])
 
-    def _holds_for(self, atoms: Atoms, before: Atoms) -> bool:
-        """Whether no pair that was farther apart than `r_max + skin` can be closer than `r_max` now. Not a number: it does not."""
+    def _find(self, atoms: Atoms) -> "_Candidates":
+        reach = self.r_max + self.skin
+        try:
+            i, j, shifts, _ = _pairs(atoms, reach)
+        except FlashACEError:
+            reach = self.r_max
+            i, j, shifts, _ = _pairs(atoms, reach)
+        before = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        return _Candidates(before, reach, i.astype(np.int32), j.astype(np.int32), shifts)
+
+
+class _Candidates(NamedTuple):
+    """All pairs that were closer than `reach`."""
+
+    before: Atoms
+    reach: float
+    i: np.ndarray
+    j: np.ndarray
+    shifts: np.ndarray
+
+    def hold_for(self, atoms: Atoms, r_max: float) -> bool:
+        """Whether no other pair can be closer than `r_max` now."""
+        before = self.before
         if len(atoms) != len(before) or (atoms.pbc != before.pbc).any() or (atoms.numbers != before.numbers).any():
             return False
         moved, smallest = atoms.positions - before.positions, 1.0
         if (atoms.cell.array != before.cell.array).any():
-            if before.cell.rank < 3 or not np.isfinite(atoms.cell.array).all():
+            try:
+                deformation = np.linalg.solve(before.cell.array, atoms.cell.array)
+            except np.linalg.LinAlgError:  # no volume
                 return False
-            deformation = np.linalg.solve(before.cell.array, atoms.cell.array)
             smallest = np.linalg.svd(deformation, compute_uv=False)[-1]  # no vector shrinks by more
             moved = atoms.positions - before.positions @ deformation
         farthest = np.sqrt(np.einsum("ic,ic->i", moved, moved).max())
-        return bool(smallest * (self.r_max + self.skin) - 2 * farthest > self.r_max)
+        return bool(smallest * self.reach - 2 * farthest > r_max)
 
 
 def _pairs(atoms: Atoms, r_max: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All pairs closer than `r_max`, sorted by i and j: i, j [E], shifts [E, 3] in whole lattice vectors, vectors from i to j [E, 3] Å."""
-    _check(atoms)
     pbc, cell = atoms.pbc, np.asarray(atoms.cell)
     box, origin = _bounding_box(atoms.positions, cell, pbc)
     fractional = np.linalg.solve(box.T, (atoms.positions - origin).T).T

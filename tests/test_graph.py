@@ -335,6 +335,34 @@ def test_a_verlet_list_is_of_one_structure(what, structure, searches):
     assert_same_graph(found, build_graph(atoms, 4.0))
 
 
+@pytest.mark.parametrize("pbc", [[True, True, False], False])
+def test_a_verlet_list_of_a_cell_without_volume(pbc):
+    """Lattice vectors may depend on each other where not all are periodic."""
+    atoms = Atoms("Si2", [[0, 0, 0], [2, 0, 0]], cell=[[5, 0, 0], [0, 5, 0], [5, 5, 0]], pbc=pbc)
+    neighbours = VerletList(4.0, 0.5)
+    neighbours(atoms)
+    atoms.cell[0] = [5.01, 0, 0]
+    assert_same_graph(neighbours(atoms), build_graph(atoms, 4.0))
+
+
+def test_a_verlet_list_does_without_a_skin_that_is_too_dense():
+    atoms = bulk("Si", "sc", a=0.33)
+    neighbours = VerletList(4.0, 0.5)
+    for _ in range(2):
+        assert_same_graph(neighbours(atoms), build_graph(atoms, 4.0))
+        atoms.set_cell(atoms.cell.array * 1.01, scale_atoms=True)
+
+
+def test_a_verlet_list_names_what_has_run_away():
+    """Though no pair can have come closer when everything is stretched."""
+    atoms = bulk("Si", cubic=True)
+    neighbours = VerletList(4.0, 0.5)
+    neighbours(atoms)
+    atoms.set_cell(atoms.cell.array * 1e10, scale_atoms=True)
+    with pytest.raises(FlashACEError, match="positions: expected finite numbers, at most 1e"):
+        neighbours(atoms)
+
+
 @pytest.mark.parametrize("name", ["positions", "cell"])
 def test_a_verlet_list_does_not_hide_what_is_not_a_number(name, structure):
     neighbours, atoms = VerletList(4.0, 0.5), structure("crystal")

@@ -17,7 +17,7 @@ from ase.io import write
 from click.testing import CliRunner
 from torch import Tensor
 
-import flashace.calculator
+import flashace.graph
 import flashace.model
 import flashace.nn.attention
 from flashace import verify
@@ -286,7 +286,7 @@ def every_direction_periodic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stale_neighbour_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is whose neighbour is decided once, as long as the number of atoms stays."""
-    monkeypatch.setattr(VerletList, "_holds_for", lambda self, atoms, before: len(atoms) == len(before))
+    monkeypatch.setattr(flashace.graph._Candidates, "hold_for", lambda self, atoms, r_max: len(atoms) == len(self.before))
 
 
 Break = Callable[[pytest.MonkeyPatch], None]

@@ -20,9 +20,9 @@ from torch import Tensor
 from flashace.derivatives import Prediction, Slopes, with_stress
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
+from flashace.kernels.splines import splines_of
 from flashace.kernels.trial import check_kernel
 from flashace.model import TRUSTED, AttentionACE
-from flashace.nn.edge_functions import KNOTS, tabulate
 from flashace.nn.layer import Layer
 from flashace.nn.linear import Linear, TensorLinear
 from flashace.nn.product import Contraction
@@ -35,7 +35,6 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-freciprocal-math"),
 )
 ATOMS_PER_THREAD = 64  # fewer are not worth a thread
-MOST_FOR_TABLES = 1e9  # bytes; some 39 elements with the default sizes
 
 _POINTER = ctypes.c_void_p
 
@@ -57,7 +56,7 @@ class _Layer(ctypes.Structure):
 class CpuKernel:
     """`Graph` → energies, their slopes and last-layer features, as the model and autograd give them.
 
-    Edge functions come from splines (`tabulate`), which is the one approximation. The neighbours of 16 atoms are in memory at a time.
+    Edge functions come from splines (`splines_of`), which is the one approximation. The neighbours of 16 atoms are in memory at a time.
     Raises FlashACEError, with the reason, where the model is not on a CPU, or C cannot be compiled or gives something else than the plain
     path.
     """
@@ -65,7 +64,6 @@ class CpuKernel:
     def __init__(self, model: AttentionACE) -> None:
         if model.embedding.device.type != "cpu":
             raise FlashACEError(f"kernel: expected a model on a CPU, got one on {model.embedding.device}; use the plain path there")
-        check_tables(model)
         self._library = _library(model)
         self._dtype, self._element_index, self._num_features = model.dtype, model.element_index, model.num_features
         self._library.memory_for.restype = ctypes.c_int64
@@ -76,7 +74,7 @@ class CpuKernel:
         edges = torch.zeros(len(elements) + 1, dtype=torch.int64), elements[:0], torch.zeros(0, 3, dtype=torch.float64)
         alone, _, self._features_alone = self._run(*edges, elements, 1, True)
         self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
-        self.trial = check_kernel(model, self.predict)
+        check_kernel(model, self.predict)
 
     def __call__(self, graph: Graph, features: bool = False) -> Slopes:
         """Energies [C] eV, slopes [E, 3] eV/Å and, where asked for, features [C, D]."""
@@ -121,7 +119,7 @@ class CpuKernel:
         return energies, slopes, found
 
     def _memory_for(self, most: int) -> Tensor:
-        """Room for the neighbours of a block of atoms, kept by each thread: new pages cost a small molecule a tenth of its time."""
+        """Room for the neighbours of a block of atoms, which a thread keeps: new pages are what a small molecule would wait for."""
         size = self._library.memory_for(ctypes.c_int64(most))
         if getattr(self._lent, "memory", torch.empty(0)).numel() < size:
             self._lent.memory = torch.empty(size, dtype=torch.uint8)
@@ -139,11 +137,11 @@ class CpuKernel:
         def hold(tensor: Tensor, dtype: torch.dtype = dtype) -> int:
             return self._hold(tensor, dtype)
 
-        tables = [tabulate(cast(Layer, layer).edge_functions, model.radial_basis, c.r_max, c.envelope_exponent) for layer in model.layers]
+        tables = splines_of(model).tables
         for layer, readout, target, table in zip(model.layers, model.readouts, packed.layers, tables, strict=True):
             for name, tensor in _layer_weights(cast(Layer, layer), cast(Readout, readout), c.heads, table).items():
                 setattr(target, name, None if tensor is None else hold(tensor))
-        packed.embedding, packed.knots, packed.r_max = hold(model.embedding), KNOTS, c.r_max
+        packed.embedding, packed.knots, packed.r_max = hold(model.embedding), tables[0].shape[1] - 5, c.r_max
         none = torch.zeros(len(model.e0))  # as long as it is not known what the network gives for an atom alone
         packed.elements, packed.e0, packed.alone, packed.scale = len(none), hold(none, torch.float64), hold(none, torch.float64), 1.0
         packed.plain_scale = cast(Layer, model.layers[0]).attention.plain_scale
@@ -168,17 +166,6 @@ def kernel_of(model: AttentionACE) -> CpuKernel:
     if model not in _kernels:
         _kernels[model] = CpuKernel(model)
     return _kernels[model]
-
-
-def check_tables(model: AttentionACE) -> None:
-    """Raises FlashACEError where the splines of all pairs of elements would not fit."""
-    pairs, width = len(model.e0) ** 2, sum(cast(Layer, model.layers[0]).edge_functions.sizes)
-    size = pairs * (KNOTS + 5) * 2 * width * model.config.num_layers * model.embedding.element_size()
-    if size > MOST_FOR_TABLES:
-        raise FlashACEError(
-            f"kernel: the splines of {pairs} pairs of elements would take {size / 1e9:.1f} GB, more than {MOST_FOR_TABLES / 1e9:g}; "
-            "use the plain path, or a model of fewer elements"
-        )
 
 
 def _address(tensor: Tensor) -> ctypes.c_void_p:

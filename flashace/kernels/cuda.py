@@ -22,12 +22,11 @@ from triton.errors import TritonError
 from flashace.derivatives import predict
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
-from flashace.kernels.cpu import check_tables
 from flashace.kernels.cuda_programs import attend, attend_back, contract
+from flashace.kernels.splines import splines_of
 from flashace.kernels.trial import check_kernel
 from flashace.model import AttentionACE
 from flashace.nn.attention import NeighbourAttention
-from flashace.nn.edge_functions import KNOTS, tabulate
 from flashace.nn.layer import Layer
 from flashace.nn.product import Contraction
 from flashace.nn.readout import Readout
@@ -38,7 +37,7 @@ TILE = 64  # numbers that one warp holds side by side, neighbours (or atoms) × 
 class CudaKernel:
     """The `Interaction` of a model, to be handed to it: `model(graph, kernel)`. Energies then carry slopes along the edge vectors.
 
-    Edge functions come from splines (`tabulate`), which is the one approximation. Once differentiable, and not along the weights:
+    Edge functions come from splines (`splines_of`), which is the one approximation. Once differentiable, and not along the weights:
     for inference. On a CPU it runs in Triton's interpreter (TRITON_INTERPRET=1), for tests.
     Raises FlashACEError, with the reason, where the model is not on a GPU, the kernels cannot be compiled, or give something else than the
     plain path.
@@ -48,10 +47,9 @@ class CudaKernel:
         device = model.embedding.device
         if device.type != "cuda" and not triton.knobs.runtime.interpret:
             raise FlashACEError(f"kernel: expected a model on a CUDA device, got one on {device}; use the plain path there")
-        check_tables(model)
         self.model = cast(AttentionACE, proxy(model))  # the cache of `kernel_of` lets go of models
         layers = [cast(Layer, layer) for layer in model.layers]
-        self._attentions = [FusedAttention(model, layer) for layer in layers]
+        self._attentions = [FusedAttention(model, layer, table) for layer, table in zip(layers, splines_of(model).tables, strict=True)]
         self._products = [fused_product(layer) for layer in layers]
         self._try(model)
 
@@ -110,20 +108,19 @@ class FusedAttention:
     among its channels (and filled up with zeros where that does not come out even).
     """
 
-    def __init__(self, model: AttentionACE, layer: Layer) -> None:
+    def __init__(self, model: AttentionACE, layer: Layer, table: Tensor) -> None:
         c = model.config
         self._attention: NeighbourAttention = layer.attention
         self._heads, self._repeats = c.heads, c.num_channels // c.heads
         self._per_head = c.hidden_dim // c.heads
         self._values = -(-self._per_head // self._repeats)  # of a channel
-        table = tabulate(layer.edge_functions, model.radial_basis, c.r_max, c.envelope_exponent)
         self._table = self._per_channel(table, layer.edge_functions.sizes).to(model.embedding).contiguous()
         self._sizes = {
             "K": c.num_channels,
             "V": self._values,
             "D": c.key_dim,
             "LM": c.l_max,
-            "KNOTS": KNOTS,
+            "KNOTS": table.shape[1] - 5,
             "R_MAX": c.r_max,
             "PLAIN_SCALE": self._attention.plain_scale,
             **_tile(c.num_channels),

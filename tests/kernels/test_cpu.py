@@ -15,8 +15,9 @@ from ase.calculators.calculator import CalculationFailed
 from flashace import FlashACE, FlashACEError, verify
 from flashace.derivatives import assemble, predict
 from flashace.graph import build_graph
-from flashace.kernels import cpu
+from flashace.kernels import cpu, splines
 from flashace.kernels.cpu import CpuKernel
+from flashace.kernels.splines import splines_of
 
 OPTIONS = [
     {},
@@ -25,6 +26,8 @@ OPTIONS = [
     {"num_channels": 8, "hidden_dim": 24, "num_heads": 4, "key_dim": 3},
     {"num_channels": 1, "hidden_dim": 1, "key_dim": 1, "num_layers": 1},
     {"zbl": False, "radial_basis_type": "gaussian", "envelope_exponent": 4},
+    {"num_radial": 24, "num_layers": 1},
+    {"radial_basis_type": "gaussian", "gaussian_width": 0.1, "num_layers": 1},
 ]
 
 
@@ -249,8 +252,8 @@ def test_a_cache_that_cannot_be_written_is_named(model, monkeypatch, tmp_path):
 
 def test_many_elements_do_not_fill_the_memory(model, monkeypatch):
     held = sum(tensor.numel() * tensor.element_size() for tensor in CpuKernel(model)._held)
-    monkeypatch.setattr(cpu, "MOST_FOR_TABLES", held / 2)  # nearly all of it are tables
-    with pytest.raises(FlashACEError, match=r"kernel: the splines of 4 pairs of elements would take .* use the plain path"):
+    monkeypatch.setattr(splines, "MOST_MEMORY", held / 2)  # nearly all of it are tables
+    with pytest.raises(FlashACEError, match=r"kernel: the splines of 4 pairs of elements with .* would take .* use the plain path"):
         CpuKernel(model)
 
 
@@ -274,7 +277,8 @@ def test_forces_do_not_jump_between_the_pieces_of_the_splines(model):
     """Energy and slope at both sides of each knot, in float64: equal to rounding."""
     kernel, r_max = CpuKernel(model), model.config.r_max
     graph = build_graph(Atoms("SiC", [[0, 0, 0], [0, 0, 2.0]]), r_max)
-    knots = np.linspace(0, r_max, cpu.KNOTS + 1)[cpu.KNOTS // 3 : cpu.KNOTS // 2]
+    intervals = splines_of(model).intervals
+    knots = np.linspace(0, r_max, intervals + 1)[intervals // 3 : intervals // 2]
     for knot in knots:
         sides = [kernel(graph.with_edge_vec(torch.sign(graph.edge_vec) * (knot + shift))) for shift in (-1e-12, 1e-12)]
         for below, above in pairwise(sides):

@@ -19,6 +19,7 @@ from flashace.graph import build_graph
 pytest.importorskip("triton")
 from flashace.kernels import cuda
 from flashace.kernels.cuda import CudaKernel, Edges, FusedAttention
+from flashace.kernels.splines import splines_of
 from flashace.nn.product import Contraction
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,7 +111,7 @@ def test_an_atom_alone_has_its_reference_energy_exactly(make_model):
 def attention(make_model):
     """The attention of a second layer, and it fused."""
     model = make_model(num_heads=2, l_max=2, num_channels=4, hidden_dim=6, key_dim=2).to(DEVICE).requires_grad_(False)
-    return model, model.layers[1], FusedAttention(model, model.layers[1])
+    return model, model.layers[1], FusedAttention(model, model.layers[1], splines_of(model).tables[1])
 
 
 def edges_of(model, random, first, r):
