@@ -217,7 +217,9 @@ class FlashACE(Calculator):
         kernel, features = self._kernel(), self.model.uncertainty is not None
         if isinstance(kernel, CpuKernel):
             return add_parts(lambda part: kernel.predict(part, features), graph, self.budget)
-        model = partial(self.model.with_features if features else self.model, interaction=kernel)
+        model = self.model.with_features if features else self.model
+        if kernel is not None:
+            model = partial(model, interaction=kernel)
         return predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
 
     def _kernel(self) -> CpuKernel | Interaction | None:

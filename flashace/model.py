@@ -171,7 +171,7 @@ class AttentionACE(nn.Module):
         element = torch.cat([element[: graph.num_centres], torch.arange(len(self.e0), device=element.device)])
         shortest = self.shortest[element.unsqueeze(-1), neighbour] if self.config.zbl else None
         r, Y, envelope = self.geometry(vec, shortest)
-        basis = self.radial_basis(r) * envelope.unsqueeze(-1)
+        basis = self._basis(r, envelope)
         s, t = self.embedding[element], None
         energy, states = torch.zeros_like(s[:, 0]), []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
@@ -189,6 +189,11 @@ class AttentionACE(nn.Module):
             r = never_closer(r, TRUSTED * shortest)
         envelope = polynomial_envelope(r, self.config.r_max, self.config.envelope_exponent)
         return r, Y, envelope
+
+    @full_precision
+    def _basis(self, r: Tensor, envelope: Tensor) -> Tensor:
+        """[N, M, num_radial], of distances and envelope [N, M]."""
+        return self.radial_basis(r) * envelope.unsqueeze(-1)
 
     def _neighbourhoods(self, graph: Graph, element: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [C + S, M, 3] and elements [C + S, M] of the neighbours.
