@@ -1,6 +1,5 @@
 """Model in; the edge functions of its layers as splines that are fine enough out. Every kernel takes its edge functions from here."""
 
-from itertools import count
 from typing import NamedTuple, cast
 
 import torch
@@ -11,9 +10,9 @@ from flashace.model import TRUSTED, AttentionACE
 from flashace.nn.edge_functions import tabulate
 from flashace.nn.layer import Layer
 
-INTERVALS = 128  # the first try; twice as many have errors that are 64 times smaller
+INTERVALS = 128, 256, 512, 1024  # one after the other; twice as many have errors that are 64 times smaller
 LARGEST_ERROR = 1e-7  # of the largest value of a layer's edge functions
-MOST_MEMORY = 1e9  # bytes; some 39 elements with the default sizes
+MOST_MEMORY = 1e9  # bytes; some 28 elements with the default sizes
 
 
 class Splines(NamedTuple):
@@ -34,8 +33,7 @@ def splines_of(model: AttentionACE) -> Splines:
     # where the network looks (`never_closer`); without ZBL everywhere, and nobody knows what below a tenth of the cutoff
     looks = 0.95 * TRUSTED * model.shortest * c.zbl
     least = torch.where(looks > 0, looks, 0.1 * c.r_max)
-    for doublings in count():
-        intervals = INTERVALS * 2**doublings
+    for intervals in INTERVALS:
         size = pairs * (intervals + 5) * 2 * width * c.num_layers * model.embedding.element_size()
         if size > MOST_MEMORY:
             raise FlashACEError(
@@ -46,5 +44,8 @@ def splines_of(model: AttentionACE) -> Splines:
         found = [tabulate(*layer, intervals) for layer in curves]
         worst = max(error for _, error in found)
         if not worst > LARGEST_ERROR:  # weights that are not finite are for others to name
-            break
-    return Splines([table for table, _ in found], intervals, worst)
+            return Splines([table for table, _ in found], intervals, worst)
+    raise FlashACEError(
+        f"kernel: expected edge functions that splines can follow, got some that {intervals} intervals miss by {worst:.1e} of the largest; "
+        "use the plain path, or a model with fewer or wider radial functions"
+    )

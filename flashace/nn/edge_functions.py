@@ -89,4 +89,4 @@ def tabulate(
             largest = max(largest, float(curves[used].abs().max()))
             error = max(error, float((weights @ tables[-1] - curves)[used].abs().max()))
     table = torch.stack(tables)
-    return torch.stack([table, pad(table.diff(dim=1), (0, 0, 0, 1))], dim=2), error / largest
+    return torch.stack([table, pad(table.diff(dim=1), (0, 0, 0, 1))], dim=2), error / max(largest, 1e-300)

@@ -257,6 +257,22 @@ def test_many_elements_do_not_fill_the_memory(model, monkeypatch):
         CpuKernel(model)
 
 
+def test_curves_that_splines_cannot_follow_are_left_to_the_plain_path(make_model, structure):
+    model = make_model(num_radial=200, num_layers=1)
+    with pytest.raises(
+        FlashACEError, match=r"kernel: expected edge functions that splines can follow, got some that 1024 intervals miss by"
+    ):
+        CpuKernel(model)
+
+
+def test_splines_of_nothing(model):
+    """All edge functions zero, as in a damaged file."""
+    for layer in model.layers:
+        for parameter in layer.edge_functions.out.parameters():
+            parameter.data.zero_()
+    assert splines_of(model).error == 0.0
+
+
 def test_it_is_compiled_once(model, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ages = []
