@@ -113,7 +113,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 points = sorted((ATOMS[row.system], median(row, clock)) for row in own if row.system.startswith("Si") is silicon)
                 style = {"label": label} if silicon else {"linestyle": "", "fillstyle": "none"}
                 axes.plot([n for n, _ in points], [time for _, time in points], **look, **style)
+        sizes = sorted({ATOMS[row.system] for row in rows})
         axes.set(xlabel="atoms (hollow: acac 15, water 192)", xscale="log", yscale="log", title=f"{threads} thread(s), {CLOCKS[clock]}")
+        axes.set_xticks(sizes, sizes)
+        axes.minorticks_off()
     panels[0, 0].set_ylabel("time per step, ms")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=150)
