@@ -12,12 +12,10 @@ with the neighbour list, which is made on the CPU.
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
 from functools import partial
-from pathlib import Path
 
 import torch
 import triton
@@ -26,13 +24,11 @@ from ase.build import bulk
 from peers_flashace import make
 
 from flashace import FlashACE
+from flashace.calculator import DTYPES
 from flashace.derivatives import EdgeBudget, Prediction, predict_in_parts
 from flashace.graph import Graph, build_graph
 from flashace.kernels import cuda
 from flashace.model import AttentionACE
-from flashace.model_file import save_model
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def main() -> None:
@@ -107,10 +103,7 @@ def measure(device: torch.device, options: dict[str, int], repeats: list[int], r
 
 def calculator(device: torch.device, dtype: str, options: dict[str, int]) -> FlashACE:
     """The same random weights every time."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = make(dtype, 5.0, ["Si"], **options).model
-        save_model(Path(folder) / "model.pt", model, {})
-        return FlashACE(Path(folder) / "model.pt", device=str(device), dtype=dtype, kernel="plain")
+    return make(dtype, 5.0, ["Si"], kernel="plain", device=str(device), **options)
 
 
 def silicon(n: int) -> Atoms:

@@ -25,12 +25,14 @@ from flashace.train.statistics import loss_units
 from flashace.train.step import TrainStep
 
 
-def make(dtype: str, cutoff: float, symbols: Sequence[str], size: str = "medium", kernel: str = "auto", **sizes: Any) -> FlashACE:
+def make(
+    dtype: str, cutoff: float, symbols: Sequence[str], size: str = "medium", kernel: str = "auto", device: str = "cpu", **sizes: Any
+) -> FlashACE:
     """The calculator with random weights. `size` is one of SIZES, `sizes` are options of ModelConfig that go before it."""
     model = _model(dtype, cutoff, symbols, **{**SIZES[size], **sizes})
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder) / "model.pt", model, {})
-        calculator = FlashACE(Path(folder) / "model.pt", device="cpu", dtype=dtype, kernel=kernel)
+        calculator = FlashACE(Path(folder) / "model.pt", device=device, dtype=dtype, kernel=kernel)
     calculator.bench_nparams = sum(p.numel() for p in model.parameters())  # type: ignore[attr-defined]
     calculator.bench_graph = lambda atoms: build_graph(atoms, cutoff)  # type: ignore[attr-defined]
     return calculator
