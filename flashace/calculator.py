@@ -12,7 +12,6 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 from ase.data import chemical_symbols
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts
 from flashace.errors import FlashACEError
@@ -24,6 +23,7 @@ from flashace.model_file import share_model
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 KERNELS = "auto", "compiled", "plain"
+VOIGT = [0, 4, 8, 5, 2, 1]  # xx, yy, zz, yz, xz, xy of the nine of a symmetric tensor
 CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
 
 
@@ -158,6 +158,8 @@ class FlashACE(Calculator):
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.verlet_list = VerletList(model.config.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = False
+        self._shortest = model.shortest.cpu().numpy()
+        self._known_numbers: np.ndarray | None = None  # of the last structure; elements rarely change
         changed = super().set(**parameters)
         self.reset()
         return changed
@@ -203,9 +205,9 @@ class FlashACE(Calculator):
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
         energy = float(prediction.energy)
         results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-        if atoms.cell.rank == 3:
-            results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
-            results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].cpu().numpy())
+        if atoms.cell.any() and atoms.cell.rank == 3:
+            results["stresses"] = stresses.reshape(-1, 9)[:, VOIGT]
+            results["stress"] = prediction.stress.cpu().numpy().reshape(9)[VOIGT]
         _check_finite(results, graph)
         if self.model.uncertainty is not None and prediction.features is not None:
             whole, each = self.model.uncertainty(prediction.features)
@@ -216,6 +218,8 @@ class FlashACE(Calculator):
     def _predict(self, graph: Graph) -> Prediction:
         kernel, features = self._kernel(), self.model.uncertainty is not None
         if isinstance(kernel, CpuKernel):
+            if self.parameters["max_edges"] is None:
+                return kernel.predict(graph, features)  # a few atoms at a time by itself
             return add_parts(lambda part: kernel.predict(part, features), graph, self.budget)
         model = self.model.with_features if features else self.model
         if kernel is not None:
@@ -267,15 +271,17 @@ class FlashACE(Calculator):
                 warnings.warn(message, stacklevel=2)
 
     def _check_elements(self, atoms: Atoms) -> None:
-        self.model.check_elements(torch.from_numpy(np.unique(atoms.numbers)).long())
+        if self._known_numbers is None or not np.array_equal(atoms.numbers, self._known_numbers):
+            self.model.check_elements(torch.from_numpy(np.unique(atoms.numbers)).long())
+            self._known_numbers = atoms.numbers.copy()
+            self._species = self.model.element_index.cpu().numpy()[atoms.numbers]
 
     def _warn_of_short_distances(self, graph: Graph) -> None:
         """Once; and never for a model file that does not tell the distances of its training data."""
         if self._warned_of_distance or not len(graph.edge_vec):
             return
-        species = self.model.element_index.cpu()[graph.numbers].numpy()
         i, j = graph.edge_index.numpy()
-        shortest, vec = self.model.shortest.cpu().numpy()[species[i], species[j]], graph.edge_vec.numpy()
+        shortest, vec = self._shortest[self._species[i], self._species[j]], graph.edge_vec.numpy()
         squares = np.einsum("ec,ec->e", vec, vec)
         shorter = np.flatnonzero(squares < (CLEARLY_SHORTER * shortest) ** 2)
         if not len(shorter):

@@ -63,12 +63,7 @@ def assemble(graph: Graph, found: Slopes) -> Prediction:
     centre, neighbour = graph.edge_index
     forces = g.new_zeros(graph.numbers.shape[0], 3).index_add(0, centre, g).index_add(0, neighbour, -g)
     virial = graph.edge_vec.to(g.dtype).unsqueeze(2) * g.unsqueeze(1)
-    virial = (virial + virial.transpose(1, 2)) / 2
-    return with_stress(graph, energies, forces, g.new_zeros(graph.num_centres, 3, 3).index_add(0, centre, virial), features)
-
-
-def with_stress(graph: Graph, energies: Tensor, forces: Tensor, virials: Tensor, features: Tensor | None) -> Prediction:
-    """What is left to do once the sums over the edges of each atom are there: virials [C, 3, 3] eV to stresses, and sums over atoms."""
+    virials = g.new_zeros(graph.num_centres, 3, 3).index_add(0, centre, (virial + virial.transpose(1, 2)) / 2)
     structure = graph.structure[: graph.num_centres]
     a, b, c = graph.cell.unbind(1)
     volume = (a * torch.linalg.cross(b, c)).sum(-1).abs().to(virials.dtype)[structure, None, None]
@@ -106,7 +101,8 @@ class EdgeBudget:
         num_neighbors = torch.bincount(graph.edge_index[0], minlength=graph.num_centres).tolist()
         first = 0
         while first < graph.num_centres:
-            last = self._end(num_neighbors, first)
+            whole = first == 0 and graph.slots.numel() <= self.max_edges
+            last = graph.num_centres if whole else self._end(num_neighbors, first)
             part = take_part(graph, first, last)
             try:
                 result = compute(part)

@@ -88,14 +88,14 @@ class VerletList:
         self._candidates: _Candidates | None = None
 
     def __call__(self, atoms: Atoms) -> Graph:
-        _check(atoms)
         if self._candidates is None or not self._candidates.hold_for(atoms, self.r_max):
+            _check(atoms)
             self._candidates = self._find(atoms)
         _, _, i, j, shifts = self._candidates
         edge_vec = atoms.positions[j] - atoms.positions[i]
-        if shifts.any():
+        if atoms.pbc.any():
             edge_vec += shifts @ atoms.cell.array
-        near = np.einsum("ec,ec->e", edge_vec, edge_vec) < self.r_max**2
+        near = np.flatnonzero(np.einsum("ec,ec->e", edge_vec, edge_vec) < self.r_max**2)
         return _graph(atoms, i[near], j[near], shifts[near], edge_vec[near])
 
     def _find(self, atoms: Atoms) -> "_Candidates":
@@ -125,6 +125,7 @@ class _Candidates(NamedTuple):
             return False
         moved, smallest = atoms.positions - before.positions, 1.0
         if (atoms.cell.array != before.cell.array).any():
+            _check(atoms)
             try:
                 deformation = np.linalg.solve(before.cell.array, atoms.cell.array)
             except np.linalg.LinAlgError:  # no volume

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flashace.derivatives import Prediction, Slopes, with_stress
+from flashace.derivatives import Prediction, Slopes
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.kernels.splines import splines_of
@@ -66,7 +67,9 @@ class CpuKernel:
             raise FlashACEError(f"kernel: expected a model on a CPU, got one on {model.embedding.device}; use the plain path there")
         self._library = _library(model)
         self._dtype, self._element_index, self._num_features = model.dtype, model.element_index, model.num_features
-        self._library.memory_for.restype = ctypes.c_int64
+        for name, integers in (("evaluate", (2, 3, 4)), ("assemble", (0,))):  # which of their arguments; the others are addresses
+            getattr(self._library, name).argtypes = [ctypes.c_int64 if i in integers else _POINTER for i in range(12)]
+        self._library.memory_for.argtypes, self._library.memory_for.restype = [ctypes.c_int64], ctypes.c_int64
         self._lent = threading.local()
         self._held: list[Tensor] = []  # C knows their addresses alone
         self._model = self._packed(model)
@@ -83,16 +86,17 @@ class CpuKernel:
     def predict(self, graph: Graph, features: bool = False) -> Prediction:
         """What `derivatives.assemble` makes of them, faster."""
         (energies, g, found), (first, neighbour, edge_vec, _) = self._slopes(graph, features)
-        forces = torch.zeros(len(graph.numbers), 3, dtype=torch.float64)
-        virials = torch.empty(graph.num_centres, 3, 3, dtype=torch.float64)
-        self._library.assemble(ctypes.c_int64(graph.num_centres), *map(_address, (first, neighbour, edge_vec, g, forces, virials)))
-        return with_stress(graph, energies, forces, virials, found)
+        shapes = (graph.num_structures,), (len(graph.numbers), 3), (graph.num_structures, 3, 3), (graph.num_centres, 3, 3)
+        energy, forces, stress, stresses = sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        arrays = first, neighbour, edge_vec, g, energies, graph.structure, graph.cell.contiguous(), *sums
+        self._library.assemble(graph.num_centres, *(x.data_ptr() for x in arrays))
+        return Prediction(energies, energy, forces, stress, stresses, found)
 
     def _slopes(self, graph: Graph, features: bool) -> tuple[Slopes, tuple[Tensor, Tensor, Tensor, Tensor]]:
         element = self._element_index[graph.numbers]
         centre, neighbour = graph.edge_index
-        first = torch.searchsorted(centre, torch.arange(graph.num_centres + 1))
-        arrays = first, neighbour, graph.edge_vec.double().contiguous(), element
+        first = torch.from_numpy(np.searchsorted(centre.numpy(), np.arange(graph.num_centres + 1)))
+        arrays = first, neighbour.contiguous(), graph.edge_vec.double().contiguous(), element
         energies, slopes, found = self._run(*arrays, graph.slots.shape[1], features)
         return Slopes(energies, slopes, found - self._features_alone[element[: graph.num_centres]] if features else None), arrays
 
@@ -102,12 +106,11 @@ class CpuKernel:
         num_centres = len(first) - 1
         energies, slopes = torch.empty(num_centres, dtype=torch.float64), torch.empty_like(edge_vec)
         found = torch.empty(num_centres, self._num_features if features else 0, dtype=self._dtype)
-        arrays: list[ctypes.c_void_p | None] = [_address(x) for x in (first, neighbour, edge_vec, element, energies, slopes)]
-        arrays.append(_address(found) if features else None)
+        arrays = [x.data_ptr() for x in (first, neighbour, edge_vec, element, energies, slopes)]
+        arrays.append(found.data_ptr() if features else 0)
 
         def part(start: int, end: int) -> None:
-            numbers = map(ctypes.c_int64, (most, start, end))
-            self._library.evaluate(ctypes.byref(self._model), _address(self._memory_for(most)), *numbers, *arrays)
+            self._library.evaluate(ctypes.addressof(self._model), self._memory_for(most).data_ptr(), most, start, end, *arrays)
 
         threads = max(min(torch.get_num_threads(), num_centres // ATOMS_PER_THREAD), 1)
         bounds = [num_centres * k // threads for k in range(threads + 1)]
@@ -120,7 +123,7 @@ class CpuKernel:
 
     def _memory_for(self, most: int) -> Tensor:
         """Room for the neighbours of a block of atoms, which a thread keeps: new pages are what a small molecule would wait for."""
-        size = self._library.memory_for(ctypes.c_int64(most))
+        size = self._library.memory_for(most)
         if getattr(self._lent, "memory", torch.empty(0)).numel() < size:
             self._lent.memory = torch.empty(size, dtype=torch.uint8)
         return cast(Tensor, self._lent.memory)
@@ -141,6 +144,7 @@ class CpuKernel:
         for layer, readout, target, table in zip(model.layers, model.readouts, packed.layers, tables, strict=True):
             for name, tensor in _layer_weights(cast(Layer, layer), cast(Readout, readout), c.heads, table).items():
                 setattr(target, name, None if tensor is None else hold(tensor))
+        packed.layers[0].query = hold(_queries(model))
         packed.embedding, packed.knots, packed.r_max = hold(model.embedding), tables[0].shape[1] - 5, c.r_max
         none = torch.zeros(len(model.e0))  # as long as it is not known what the network gives for an atom alone
         packed.elements, packed.e0, packed.alone, packed.scale = len(none), hold(none, torch.float64), hold(none, torch.float64), 1.0
@@ -166,10 +170,6 @@ def kernel_of(model: AttentionACE) -> CpuKernel:
     if model not in _kernels:
         _kernels[model] = CpuKernel(model)
     return _kernels[model]
-
-
-def _address(tensor: Tensor) -> ctypes.c_void_p:
-    return _POINTER(tensor.data_ptr())
 
 
 def _model_struct(num_layers: int, correlation: int) -> type[ctypes.Structure]:
@@ -220,6 +220,12 @@ def _layer_weights(layer: Layer, readout: Readout, heads: int, table: Tensor) ->
         "readout_hidden_bias": readout.hidden.bias,
         "readout_out": readout.out.weight,
     }
+
+
+def _queries(model: AttentionACE) -> Tensor:
+    """[elements, D, H] of the first layer, whose state is that of the element."""
+    attention = cast(Layer, model.layers[0]).attention
+    return attention.query(model.embedding).unflatten(-1, (model.config.heads, -1)).mT
 
 
 def _matrix(linear: Linear) -> Tensor:

@@ -20,7 +20,7 @@ static const vec ZERO = {0};
 
 typedef struct {
     const real *table;                       /* [pairs, knots + 5, 2, W]: coefficients of B-splines, and the step from each to the next */
-    const real *query, *query_bias;          /* [F, D*H], in the order D, H */
+    const real *query, *query_bias;          /* [F, D*H], in the order D, H; in the first layer the query of each element [elements, D*H] */
     const real *look;                        /* [LM, K, H]; NULL in the first layer */
     const real *mix_basis;                   /* [LM+1, 2K, K] */
     const real *mix_scalars, *mix_scalars_bias;
@@ -410,11 +410,14 @@ static void products_back(const Model *model, const Layer *layer, const Kept *k,
         }
 }
 
-static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n, const int64_t *first, const Edge *edge, const real *Y, const Room *room, Work *work) {
+static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n, const int64_t *first, const int64_t *species, const Edge *edge, const real *Y, const Room *room, Work *work) {
     vec *s = work->s, *t = work->t, *q = work->q, *lk = work->look;
     memcpy(k->s, s, sizeof k->s);
-    for (int o = 0; o < D * H; o++) q[o] = layer->query_bias[o] + ZERO;
-    map(F, D * H, layer->query, s, q);
+    const int deeper = layer != model->layers; /* before, all atoms of an element are alike */
+    if (deeper) {
+        for (int o = 0; o < D * H; o++) q[o] = layer->query_bias[o] + ZERO;
+        map(F, D * H, layer->query, s, q);
+    }
     if (layer->look != NULL) {
         memcpy(k->t, t, sizeof k->t);
         memset(lk, 0, sizeof work->look);
@@ -425,7 +428,8 @@ static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n
     for (int b = 0; b < n; b++) {
         real values[F], attended[L * K], plain[L * K];
         const int64_t a = first[b] - first[0];
-        gather(D * H, b, q, k->q[b], H, 0, H);
+        if (deeper) gather(D * H, b, q, k->q[b], H, 0, H);
+        else memcpy(k->q[b], layer->query + species[b] * D * H, sizeof k->q[b]);
         if (layer->look != NULL) gather(T * H, b, lk, k->look[b], H, 0, H);
         attend(model, layer, first[b + 1] - first[b], edge + a, Y + a * L, k->q[b], layer->look != NULL ? k->look[b] : NULL, room, values, attended, plain);
         spread(F, b, values, k->values, H, 0, H);
@@ -586,7 +590,7 @@ void evaluate(const Model *model, char *memory, int64_t most, int64_t start, int
         vec energy = ZERO;
         for (int b = 0; b < B; b++) for (int f = 0; f < F; f++) work->s[f][b] = model->embedding[species[i + (b < n ? b : 0)] * F + f];
         for (int p = 0; p < P; p++) {
-            layer_forward(model, model->layers + p, kept + p, n, first + i, edge, Y, &at.room, work);
+            layer_forward(model, model->layers + p, kept + p, n, first + i, species + i, edge, Y, &at.room, work);
             energy += readout(model->layers + p, kept + p);
             if (features != NULL)
                 for (int b = 0; b < n; b++) {
@@ -611,18 +615,26 @@ void evaluate(const Model *model, char *memory, int64_t most, int64_t start, int
     }
 }
 
-/* the sums over edges: slopes g [E, 3] -> forces [atoms, 3], which come in as zeros, and virials [centres, 3, 3] */
-void assemble(int64_t centres, const int64_t *first, const int64_t *neighbour, const double *edge_vec, const double *g, double *forces, double *virials) {
+/* the sums over edges: slopes g [E, 3] -> forces [atoms, 3], stresses [centres, 3, 3]; and over the centres of a structure: energy, stress.
+   Sums come in as zeros. Stresses of a cell without volume are not numbers. */
+void assemble(int64_t centres, const int64_t *first, const int64_t *neighbour, const double *edge_vec, const double *g, const double *energies,
+              const int64_t *structure, const double *cell, double *energy, double *forces, double *stress, double *stresses) {
     for (int64_t i = 0; i < centres; i++) {
+        const double *a = cell + 9 * structure[i], *b = a + 3, *c = a + 6;
+        const double volume = fabs(a[0] * (b[1] * c[2] - b[2] * c[1]) + a[1] * (b[2] * c[0] - b[0] * c[2]) + a[2] * (b[0] * c[1] - b[1] * c[0]));
         double w[9] = {0};
         for (int64_t e = first[i]; e < first[i + 1]; e++) {
             const double *r = edge_vec + 3 * e, *ge = g + 3 * e;
-            for (int c = 0; c < 3; c++) {
-                forces[3 * i + c] += ge[c];
-                forces[3 * neighbour[e] + c] -= ge[c];
-                for (int d = 0; d < 3; d++) w[3 * c + d] += (r[c] * ge[d] + r[d] * ge[c]) / 2;
+            for (int x = 0; x < 3; x++) {
+                forces[3 * i + x] += ge[x];
+                forces[3 * neighbour[e] + x] -= ge[x];
+                for (int y = 0; y < 3; y++) w[3 * x + y] += (r[x] * ge[y] + r[y] * ge[x]) / 2;
             }
         }
-        memcpy(virials + 9 * i, w, sizeof w);
+        energy[structure[i]] += energies[i];
+        for (int x = 0; x < 9; x++) {
+            stresses[9 * i + x] = volume > 0 ? w[x] / volume : NAN;
+            stress[9 * structure[i] + x] += stresses[9 * i + x];
+        }
     }
 }

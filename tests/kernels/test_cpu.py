@@ -265,8 +265,9 @@ def test_curves_that_splines_cannot_follow_are_left_to_the_plain_path(make_model
         CpuKernel(model)
 
 
-def test_splines_of_nothing(model):
+def test_splines_of_nothing(make_model):
     """All edge functions zero, as in a damaged file."""
+    model = make_model()
     for layer in model.layers:
         for parameter in layer.edge_functions.out.parameters():
             parameter.data.zero_()
