@@ -2,21 +2,22 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+from ase.cell import Cell
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts
+from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
 from flashace.errors import FlashACEError
-from flashace.graph import Graph, VerletList
+from flashace.graph import Graph, VerletList, batch_graphs
 from flashace.kernels import cpu
 from flashace.kernels.cpu import CpuKernel
 from flashace.model import AttentionACE, Interaction
@@ -56,6 +57,13 @@ class EnergyUncertainty(NamedTuple):
 
     energy: float  # of the energy of the structure
     energies: np.ndarray  # [N] of what each atom contributes to it
+
+
+class Evaluation(NamedTuple):
+    """What is known of a structure."""
+
+    results: dict[str, Any]  # with ASE's names
+    uncertainty: EnergyUncertainty | None  # where the model file has statistics for it
 
 
 def check_max_edges(max_edges: int | None) -> int | None:
@@ -197,21 +205,30 @@ class FlashACE(Calculator):
         if atoms is None:
             raise FlashACEError("structure: expected Atoms, got None; say `atoms.calc = calculator`, or hand the atoms to the function")
         self._check_elements(atoms)
-        graph = self.verlet_list(atoms)
+        ((graph, prediction),) = self.predict([self.verlet_list(atoms)])
+        self.results, self._uncertainty = self.evaluation(graph, prediction)
+
+    def predict(self, graphs: Iterable[Graph]) -> Iterator[tuple[Graph, Prediction]]:
+        """Each graph, whose elements the model knows, and what follows from it; as many are evaluated at once as make up `max_edges`."""
+        for batch in self.budget.batches(graphs):
+            yield from zip(batch, split(self._predict(batch_graphs(batch)), batch), strict=True)
+
+    def evaluation(self, graph: Graph, prediction: Prediction) -> "Evaluation":
+        """What a user is told of one structure. Warns and raises as `calculate` does."""
         self._warn_of_short_distances(graph)
-        prediction = self._predict(graph)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
         energy = float(prediction.energy)
         results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-        if atoms.cell.rank == 3:
+        if Cell(graph.cell[0].numpy()).rank == 3:
             results["stresses"] = full_3x3_to_voigt_6_stress(stresses)
             results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].cpu().numpy())
         _check_finite(results, graph)
+        uncertainty = None
         if self.model.uncertainty is not None and prediction.features is not None:
             whole, each = self.model.uncertainty(prediction.features)
-            self._uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
-            self._check_certain(self._uncertainty.energies)
-        self.results = results
+            uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
+            self._check_certain(uncertainty.energies)
+        return Evaluation(results, uncertainty)
 
     def _predict(self, graph: Graph) -> Prediction:
         kernel, features = self._kernel(), self.model.uncertainty is not None
@@ -247,7 +264,7 @@ class FlashACE(Calculator):
         if atoms is None and self.atoms is None:
             raise FlashACEError("get_uncertainty: expected a structure, got none; give atoms, or compute their energy before")
         self.get_property("energy", atoms)
-        return self._uncertainty
+        return cast(EnergyUncertainty, self._uncertainty)
 
     def _check_certain(self, energies: np.ndarray) -> None:
         for name in ("stop_uncertainty", "warn_uncertainty"):
