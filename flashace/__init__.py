@@ -2,8 +2,13 @@
 
 from importlib.metadata import version
 
+from ase.calculators.calculator import external_calculators, register_calculator_class
+
 from flashace.calculator import FlashACE
 from flashace.errors import FlashACEError
 
 __all__ = ["FlashACE", "FlashACEError", "__version__"]
 __version__ = version("flashace")
+
+if "flashace" not in external_calculators:  # an import may happen twice, and ASE takes a name once
+    register_calculator_class("flashace", FlashACE)

@@ -122,6 +122,7 @@ class FlashACE(Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+    nolabel = True  # `ase run` hands none to the constructor then
     default_parameters = {
         "device": "auto",
         "dtype": "float32",
