@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -122,6 +122,7 @@ class FlashACE(Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+    batch: Callable[[Atoms], Evaluation | None] | None = None  # results of structures that are evaluated together: `flashace.batched`
     nolabel = True  # `ase run` hands none to the constructor then
     default_parameters = {
         "device": "auto",
@@ -205,9 +206,16 @@ class FlashACE(Calculator):
         atoms = self.atoms
         if atoms is None:
             raise FlashACEError("structure: expected Atoms, got None; say `atoms.calc = calculator`, or hand the atoms to the function")
+        found = None if self.batch is None else self.batch(atoms)
+        if found is None:
+            ((graph, prediction),) = self.predict([self.graph(atoms)])
+            found = self.evaluation(graph, prediction)
+        self.results, self._uncertainty = dict(found.results), found.uncertainty
+
+    def graph(self, atoms: Atoms) -> Graph:
+        """Of a structure that has moved little since the last call, at best. Raises FlashACEError as `calculate` does."""
         self._check_elements(atoms)
-        ((graph, prediction),) = self.predict([self.verlet_list(atoms)])
-        self.results, self._uncertainty = self.evaluation(graph, prediction)
+        return self.verlet_list(atoms)
 
     def predict(self, graphs: Iterable[Graph]) -> Iterator[tuple[Graph, Prediction]]:
         """Each graph, whose elements the model knows, and what follows from it; as many are evaluated at once as make up `max_edges`."""
