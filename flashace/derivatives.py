@@ -127,10 +127,12 @@ class EdgeBudget:
     def batches(self, graphs: Iterable[Graph]) -> Iterator[list[Graph]]:
         """Graphs in their order, as many together as the budget lets, and one at least."""
         batch: list[Graph] = []
+        num_atoms = most = 0
         for graph in graphs:
-            if batch and sum(g.edge_vec.shape[0] for g in batch) + graph.edge_vec.shape[0] > self.max_edges:
+            num_atoms, most = num_atoms + graph.num_centres, max(most, graph.slots.shape[1])
+            if batch and num_atoms * most > self.max_edges:
                 yield batch
-                batch = []
+                batch, num_atoms, most = [], graph.num_centres, graph.slots.shape[1]
             batch.append(graph)
         if batch:
             yield batch
