@@ -70,7 +70,7 @@ class FlashACEModel(ModelInterface):
 def _structures(state: SimState) -> Iterator[Atoms]:
     tensors = state.atomic_numbers, state.positions.double(), state.row_vector_cell.double()
     numbers, positions, cells = (x.detach().cpu().numpy() for x in tensors)
-    pbc = torch.as_tensor(state.pbc).expand(3).cpu().numpy()  # one flag in TorchSim 0.3, three from 0.6 on
+    pbc = torch.as_tensor(state.pbc).cpu().numpy()  # one flag in TorchSim 0.3, three from 0.6 on
     last = 0
     for cell, count in zip(cells, state.system_idx.bincount().tolist(), strict=True):
         first, last = last, last + count

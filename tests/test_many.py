@@ -1,6 +1,7 @@
 """Many structures at once: the same numbers as one by one, in one evaluation, behind ASE's own classes."""
 
 import copy
+import time
 from contextlib import nullcontext
 
 import numpy as np
@@ -118,8 +119,10 @@ def test_a_path_is_evaluated_at_once(counted, structure, shared):
     np.testing.assert_allclose(neb.energies, other.energies, atol=SAME)
 
 
-def test_threads_of_a_path_wait_for_each_other(counted, structure):
+def test_threads_of_a_path_wait_for_each_other(counted, structure, monkeypatch):
     calculator, calls = counted
+    forward = calculator.model.forward
+    monkeypatch.setattr(calculator.model, "forward", lambda graph: time.sleep(0.05) or forward(graph))  # time for the others to ask
     neb = path_of(structure, [copy.deepcopy(calculator) for _ in range(6)])
     neb.parallel = True
     with batched(neb):
