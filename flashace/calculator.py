@@ -213,7 +213,7 @@ class FlashACE(Calculator):
         self.results, self._uncertainty = dict(found.results), found.uncertainty
 
     def graph(self, atoms: Atoms) -> Graph:
-        """Of a structure that has moved little since the last call, at best. Raises FlashACEError as `calculate` does."""
+        """Who is whose neighbour, from the Verlet list where it still holds. Raises FlashACEError as `calculate` does."""
         self._check_elements(atoms)
         return self.verlet_list(atoms)
 
@@ -222,7 +222,7 @@ class FlashACE(Calculator):
         for batch in self.budget.batches(graphs):
             yield from zip(batch, split(self._predict(batch_graphs(batch)), batch), strict=True)
 
-    def evaluation(self, graph: Graph, prediction: Prediction) -> "Evaluation":
+    def evaluation(self, graph: Graph, prediction: Prediction) -> Evaluation:
         """What a user is told of one structure. Warns and raises as `calculate` does."""
         self._warn_of_short_distances(graph)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))

@@ -62,14 +62,14 @@ def batched(work: Any) -> Iterator[None]:
                 f"batched: expected calculators with one model and the same options, got {first.parameters} and {other.parameters}; make "
                 "them alike"
             )
-    batch = _Batch(members)
+    batch, before = _Batch(members), [calculator.batch for calculator in calculators]
     for calculator in calculators:
         calculator.batch = batch
     try:
         yield
     finally:
-        for calculator in calculators:
-            calculator.batch = None
+        for calculator, outer in zip(calculators, before, strict=True):
+            calculator.batch = outer
 
 
 class _Batch:

@@ -126,8 +126,10 @@ def test_threads_of_a_path_wait_for_each_other(counted, structure, monkeypatch):
     neb = path_of(structure, [copy.deepcopy(calculator) for _ in range(6)])
     neb.parallel = True
     with batched(neb):
+        neb.get_forces()  # an end of the path comes first here, alone
+        neb.set_positions(1.001 * neb.get_positions())
         neb.get_forces()
-    assert calls == [6]
+    assert calls == [6, 4]
 
 
 def test_vibrations_are_evaluated_at_once(counted, structure, tmp_path):
@@ -200,6 +202,18 @@ def test_calculators_that_differ_are_named(model_file, structure, other):
     with pytest.raises(FlashACEError, match="expected calculators with one model and the same options"), batched(images):
         pass
     assert images[0].calc.batch is None
+
+
+def test_one_within_another(counted, structure):
+    calculator, calls = counted
+    images = [structure(name) for name in ("molecule", "crystal", "atom")]
+    for atoms in images:
+        atoms.calc = calculator
+    with batched(images[:2]):
+        with batched(images[2:]):
+            images[2].get_forces()
+        images[0].get_forces(), images[1].get_forces()
+    assert calls == [1, 2]
 
 
 def test_an_error_ends_it(calculator, structure):
