@@ -2,20 +2,21 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+from ase.cell import Cell
 from ase.data import chemical_symbols
 
-from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts
+from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
 from flashace.errors import FlashACEError
-from flashace.graph import Graph, VerletList
+from flashace.graph import Graph, VerletList, batch_graphs
 from flashace.kernels import cpu
 from flashace.kernels.cpu import CpuKernel
 from flashace.model import AttentionACE, Interaction
@@ -56,6 +57,13 @@ class EnergyUncertainty(NamedTuple):
 
     energy: float  # of the energy of the structure
     energies: np.ndarray  # [N] of what each atom contributes to it
+
+
+class Evaluation(NamedTuple):
+    """What is known of a structure."""
+
+    results: dict[str, Any]  # with ASE's names
+    uncertainty: EnergyUncertainty | None  # where the model file has statistics for it
 
 
 def check_max_edges(max_edges: int | None) -> int | None:
@@ -114,6 +122,8 @@ class FlashACE(Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
+    batch: Callable[[Atoms], Evaluation | None] | None = None  # results of structures that are evaluated together: `flashace.batched`
+    nolabel = True  # `ase run` hands none to the constructor then
     default_parameters = {
         "device": "auto",
         "dtype": "float32",
@@ -158,7 +168,7 @@ class FlashACE(Calculator):
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.verlet_list = VerletList(model.config.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = False
-        self._shortest = model.shortest.cpu().numpy()
+        self._species, self._shortest = model.element_index.cpu().numpy(), model.shortest.cpu().numpy()
         self._known_numbers: np.ndarray | None = None  # of the last structure; elements rarely change
         changed = super().set(**parameters)
         self.reset()
@@ -198,22 +208,38 @@ class FlashACE(Calculator):
         atoms = self.atoms
         if atoms is None:
             raise FlashACEError("structure: expected Atoms, got None; say `atoms.calc = calculator`, or hand the atoms to the function")
+        found = None if self.batch is None else self.batch(atoms)
+        if found is None:
+            ((graph, prediction),) = self.predict([self.graph(atoms)])
+            found = self.evaluation(graph, prediction)
+        self.results, self._uncertainty = dict(found.results), found.uncertainty
+
+    def graph(self, atoms: Atoms) -> Graph:
+        """Who is whose neighbour, from the Verlet list where it still holds. Raises FlashACEError as `calculate` does."""
         self._check_elements(atoms)
-        graph = self.verlet_list(atoms)
+        return self.verlet_list(atoms)
+
+    def predict(self, graphs: Iterable[Graph]) -> Iterator[tuple[Graph, Prediction]]:
+        """Each graph, whose elements the model knows, and what follows from it; as many are evaluated at once as make up `max_edges`."""
+        for batch in self.budget.batches(graphs):
+            yield from zip(batch, split(self._predict(batch_graphs(batch)), batch), strict=True)
+
+    def evaluation(self, graph: Graph, prediction: Prediction) -> Evaluation:
+        """What a user is told of one structure. Warns and raises as `calculate` does."""
         self._warn_of_short_distances(graph)
-        prediction = self._predict(graph)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
         energy = float(prediction.energy)
         results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-        if atoms.cell.any() and atoms.cell.rank == 3:
+        if graph.cell.any() and Cell(graph.cell[0].numpy()).rank == 3:
             results["stresses"] = stresses.reshape(-1, 9)[:, VOIGT]
             results["stress"] = prediction.stress.cpu().numpy().reshape(9)[VOIGT]
         _check_finite(results, graph)
+        uncertainty = None
         if self.model.uncertainty is not None and prediction.features is not None:
             whole, each = self.model.uncertainty(prediction.features)
-            self._uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
-            self._check_certain(self._uncertainty.energies)
-        self.results = results
+            uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
+            self._check_certain(uncertainty.energies)
+        return Evaluation(results, uncertainty)
 
     def _predict(self, graph: Graph) -> Prediction:
         kernel, features = self._kernel(), self.model.uncertainty is not None
@@ -251,7 +277,7 @@ class FlashACE(Calculator):
         if atoms is None and self.atoms is None:
             raise FlashACEError("get_uncertainty: expected a structure, got none; give atoms, or compute their energy before")
         self.get_property("energy", atoms)
-        return self._uncertainty
+        return cast(EnergyUncertainty, self._uncertainty)
 
     def _check_certain(self, energies: np.ndarray) -> None:
         for name in ("stop_uncertainty", "warn_uncertainty"):
@@ -274,14 +300,14 @@ class FlashACE(Calculator):
         if self._known_numbers is None or not np.array_equal(atoms.numbers, self._known_numbers):
             self.model.check_elements(torch.from_numpy(np.unique(atoms.numbers)).long())
             self._known_numbers = atoms.numbers.copy()
-            self._species = self.model.element_index.cpu().numpy()[atoms.numbers]
 
     def _warn_of_short_distances(self, graph: Graph) -> None:
         """Once; and never for a model file that does not tell the distances of its training data."""
         if self._warned_of_distance or not len(graph.edge_vec):
             return
         i, j = graph.edge_index.numpy()
-        shortest, vec = self._shortest[self._species[i], self._species[j]], graph.edge_vec.numpy()
+        species, vec = self._species[graph.numbers.numpy()], graph.edge_vec.numpy()
+        shortest = self._shortest[species[i], species[j]]
         squares = np.einsum("ec,ec->e", vec, vec)
         shorter = np.flatnonzero(squares < (CLEARLY_SHORTER * shortest) ** 2)
         if not len(shorter):

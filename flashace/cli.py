@@ -11,13 +11,16 @@ from typing import Any
 
 import click
 import torch
+from ase.calculators.calculator import CalculationFailed
 from rich.console import Console
 from rich.table import Table
 
-from flashace.calculator import choose_device, choose_dtype
+from flashace.calculator import FlashACE, choose_device, choose_dtype
 from flashace.errors import FlashACEError
 from flashace.kernels.splines import splines_of
 from flashace.model_file import load_model, read_header, save_model
+from flashace.serve import PORT
+from flashace.serve import serve as serve_sockets
 from flashace.train import report
 from flashace.train.calibrate import calibration_rows, calibration_sets, estimate_uncertainty
 from flashace.train.check import check as check_labels
@@ -45,7 +48,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (FlashACEError, OSError) as error:
+        except (FlashACEError, CalculationFailed, OSError) as error:
             raise click.ClickException(" ".join(str(error).split())) from error
 
 
@@ -261,6 +264,28 @@ def verify(
     if broken:
         console.print(f"broken: {', '.join(broken)}")
         raise SystemExit(1)
+
+
+@main.command()
+@click.argument("model", type=click.Path())
+@click.option(
+    "--atoms", "structure", required=True, help="File with the server's atoms in its order (the last frame): the server sends none."
+)
+@click.option("--unixsocket", help="Name of the server's socket, the file being /tmp/ipi_NAME.")
+@click.option("--host", help="Where the server runs; localhost where not given.")
+@click.option("--port", type=int, help=f"Its port; {PORT} where not given.")
+@click.option("--wait", default=30.0, show_default=True, help="Seconds to wait for a server that is not there yet.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+def serve(
+    model: str, structure: str, unixsocket: str | None, host: str | None, port: int | None, wait: float, device: str, dtype: str
+) -> None:
+    """Evaluate MODEL for a program that speaks the i-PI protocol, such as i-PI or ASE's SocketIOCalculator, until that ends."""
+    if unixsocket is not None and (host, port) != (None, None):
+        raise FlashACEError("address: expected --unixsocket, or --host and --port, got both; leave one out")
+    frames, _ = read_labelled(structure, required=())
+    evaluated = serve_sockets(FlashACE(model, device, dtype), frames[-1].atoms, unixsocket, host or "localhost", port or PORT, wait)
+    console.print(f"the server has ended; structures evaluated: {evaluated}")
 
 
 def _splines_in_words(path: str) -> str:

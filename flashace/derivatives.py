@@ -1,6 +1,6 @@
 """Any function graph → energies in; energy, forces, stress and per-atom stresses out. The only call of autograd at inference."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -120,6 +120,19 @@ class EdgeBudget:
                 continue
             self.halve(part.graph.slots.numel())
 
+    def batches(self, graphs: Iterable[Graph]) -> Iterator[list[Graph]]:
+        """Graphs in their order, as many together as the budget lets, and one at least."""
+        batch: list[Graph] = []
+        num_atoms = most = 0
+        for graph in graphs:
+            num_atoms, most = num_atoms + graph.num_centres, max(most, graph.slots.shape[1])
+            if batch and num_atoms * most > self.max_edges:
+                yield batch
+                batch, num_atoms, most = [], graph.num_centres, graph.slots.shape[1]
+            batch.append(graph)
+        if batch:
+            yield batch
+
     def halve(self, num_edges: int) -> None:
         """So many did not fit."""
         self.max_edges = min(self.max_edges, max(num_edges // 2, 1))
@@ -160,3 +173,13 @@ def add_parts(evaluate: Callable[[Graph], Prediction], graph: Graph, budget: Edg
             features.append(found.features)  # parts come in the order of their centres
     energy, stress = (zeros(graph.num_structures, *x.shape[1:]).index_add(0, graph.structure, x) for x in (energies, stresses))
     return Prediction(energies, energy, forces, stress, stresses, torch.cat(features) if features else None)
+
+
+def split(whole: Prediction, graphs: Sequence[Graph]) -> list[Prediction]:
+    """The prediction of each of the graphs, from that of all of them in one batch."""
+    if len(graphs) == 1:
+        return [whole]
+    num_atoms = [len(g.numbers) for g in graphs]
+    atomwise = (whole.energies, whole.forces, whole.stresses, whole.features)
+    energies, forces, stresses, features = ([None] * len(graphs) if x is None else x.split(num_atoms) for x in atomwise)
+    return [Prediction(*x) for x in zip(energies, whole.energy.split(1), forces, whole.stress.split(1), stresses, features, strict=True)]

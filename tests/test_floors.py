@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "flashace"
 # The name to import, where it is not the name to install.
-DISTRIBUTION = {"yaml": "pyyaml"}
+DISTRIBUTION = {"torch_sim": "torch-sim-atomistic", "yaml": "pyyaml"}
 
 
 def test_files_import_from_floors_below_their_own() -> None:
@@ -29,7 +29,7 @@ def test_every_import_is_declared() -> None:
     assert undeclared == set()
 
 
-@pytest.mark.parametrize(("name", "home"), [("matscipy", "graph.py"), ("click", "cli.py")])
+@pytest.mark.parametrize(("name", "home"), [("matscipy", "graph.py"), ("click", "cli.py"), ("torch_sim", "torchsim.py")])
 def test_one_file_alone_knows_the_package(name: str, home: str) -> None:
     knowing = {file.relative_to(PACKAGE).as_posix() for file in sources(PACKAGE) if name in foreign_imports(file)}
     assert knowing <= {home}

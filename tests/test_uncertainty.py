@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import CalculationFailed
 
-from flashace import FlashACE, FlashACEError, model_file
+from flashace import FlashACE, FlashACEError, batched, model_file
 from flashace.graph import build_graph
 from flashace.model_file import load_model, read_header, save_model
 from flashace.train.calibrate import estimate_uncertainty
@@ -265,6 +265,17 @@ def test_statistics_that_the_header_does_not_tell_of_are_refused(sure, tmp_path,
 @pytest.fixture
 def calculator(sure_file):
     return FlashACE(sure_file, device="cpu", dtype="float64")
+
+
+def test_structures_of_a_batch_keep_their_own(calculator):
+    structures = [rattled(0.03, seed) for seed in range(4)]
+    expected = [calculator.get_uncertainty(atoms).energy for atoms in structures]
+    for atoms in structures:
+        atoms.calc = calculator
+    with batched(structures):
+        found = [calculator.get_uncertainty(atoms).energy for atoms in structures]
+    np.testing.assert_allclose(found, expected, rtol=SAME)
+    assert len(set(expected)) == 4
 
 
 def test_the_calculator_tells_it_and_keeps_results_clean(calculator, model_file, sure, structure):

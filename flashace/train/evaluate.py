@@ -1,6 +1,6 @@
 """Model and frames in, predictions and errors out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flashace.derivatives import EdgeBudget, predict_in_parts
@@ -19,7 +19,7 @@ def predict_graphs(model: AttentionACE, graphs: Sequence[Graph], advance: Callab
     """
     device, predictions = model.embedding.device, []
     budget = EdgeBudget.of(device)
-    for chunk in _chunks(graphs, budget):
+    for chunk in budget.batches(graphs):
         batch = batch_graphs(chunk).to(device)
         result = predict_in_parts(model if model.uncertainty is None else model.with_features, batch, model.dtype, budget)
         forces = result.forces.cpu().split([g.numbers.shape[0] for g in chunk])
@@ -42,14 +42,3 @@ def error_rows(frames: Sequence[Labelled], predictions: Sequence[dict[str, Any]]
     for frame, prediction in zip(frames, predictions, strict=True):
         table.add(frame, *(prediction[label] for label in LABELS))
     return table.rows()
-
-
-def _chunks(graphs: Sequence[Graph], budget: EdgeBudget) -> Iterator[list[Graph]]:
-    chunk: list[Graph] = []
-    for graph in graphs:
-        if chunk and sum(g.edge_vec.shape[0] for g in chunk) + graph.edge_vec.shape[0] > budget.max_edges:
-            yield chunk
-            chunk = []
-        chunk.append(graph)
-    if chunk:
-        yield chunk
