@@ -97,6 +97,9 @@ void PairFlashACE::coeff(int narg, char **arg)
     map = new int[ntypes + 1];
     allocated = 1;
   }
+  for (int t = 1; t <= ntypes; t++)
+    if (!strcmp(arg[2 + t], "NULL") && !force->pair_match("^hybrid", 0))
+      error->all(FLERR, "pair_coeff: expected an element for each type of atoms, got NULL for type {}; NULL is for pair_style hybrid", t);
   map_element2type(narg - 3, arg + 3);
   load(arg[2]);
   element_of_type.assign(ntypes + 1, -1);
@@ -158,10 +161,6 @@ void PairFlashACE::init_style()
     if (force->special_lj[k] != 1.0 || force->special_coul[k] != 1.0)
       error->all(FLERR, "pair_style flashace: expected bonded neighbors like all others, got special_bonds that leave them out; write "
                  "`special_bonds lj/coul 1 1 1`");
-  if (!force->pair_match("^hybrid", 0))
-    for (int t = 1; t <= atom->ntypes; t++)
-      if (element_of_type[t] < 0)
-        error->all(FLERR, "pair_coeff: expected an element for each type of atoms, got NULL for type {}; NULL is for pair_style hybrid", t);
   neighbor->add_request(this, NeighConst::REQ_FULL);
 }
 
