@@ -2,7 +2,8 @@
 
     python benchmarks/lammps.py MODEL.pt [--steps 20] [--rounds 3]
 
-The input is examples/lammps/melt.in. Times are LAMMPS's own `Loop time`; the best of the rounds counts, as other work slows the others down.
+The input is examples/lammps/melt.in. Times are LAMMPS's own `Loop time`, of which the best of the rounds counts: other work makes
+them longer, never shorter.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def main() -> None:
         for ranks in (1, 2, 4):
             compare(options.model, exported["float64"], ranks, options.steps, Path(folder))
         frame = next(frames(Path(folder) / "md.dump"))
-        print(f"\n| system | processes | us per atom and step | times processes |\n|---|---|---|---|")
+        print("\n| system | processes | us per atom and step | times processes |\n|---|---|---|---|")
         print(f"| {len(frame)} atoms, ASE | 1 | {1e6 * ase_time(options.model, frame, options.steps):.1f} | |")
         for name, sizes in (("strong", {1: "8 8 8", 2: "8 8 8"}), ("weak", {1: "8 8 4", 2: "8 8 8"})):
             for ranks, cells in sizes.items():

@@ -277,7 +277,7 @@ def _terms(orders: Sequence[Contraction]) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def compile_command(model: AttentionACE, march: str = "native") -> list[str]:
-    """The command that compiles evaluate.c for the sizes of this model, without source and output. Raises FlashACEError without a compiler."""
+    """What compiles evaluate.c for the sizes of this model, but for source and output. Raises FlashACEError without a compiler."""
     c = model.config
     sizes = {
         "REAL": "float" if model.dtype == torch.float32 else "double",

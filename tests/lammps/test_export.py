@@ -35,7 +35,7 @@ def test_damaged_weights_do_not_get_into_a_file(model, monkeypatch, tmp_path):
         return weights, blob[:64] + bytes(len(blob) - 64)
 
     monkeypatch.setattr(CpuKernel, "as_c", damaged)
-    with pytest.raises(FlashACEError, match="expected the .* of the plain path"):
+    with pytest.raises(FlashACEError, match=r"expected the .* of the plain path"):
         export_for_lammps(model, tmp_path / "model.so", "x")
     assert list(tmp_path.iterdir()) == []
 
@@ -61,7 +61,7 @@ def test_march_is_what_the_code_is_for(model, exported, tmp_path):
 
 
 def test_a_processor_that_the_compiler_does_not_know_is_named(model, tmp_path):
-    with pytest.raises(FlashACEError, match="march: expected a processor that .* knows, got 'pdp11'"):
+    with pytest.raises(FlashACEError, match=r"march: expected a processor that .* knows, got 'pdp11'"):
         export_for_lammps(model, tmp_path / "model.so", "x", march="pdp11")
 
 

