@@ -1,15 +1,23 @@
 """FlashACE: attention on the Atomic Cluster Expansion. `from flashace import FlashACE` is the ASE calculator."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from ase.calculators.calculator import external_calculators, register_calculator_class
-
-from flashace.calculator import FlashACE
 from flashace.errors import FlashACEError
-from flashace.many import batched, evaluate_many
+
+if TYPE_CHECKING:
+    from flashace.calculator import FlashACE
+    from flashace.many import batched, evaluate_many
 
 __all__ = ["FlashACE", "FlashACEError", "__version__", "batched", "evaluate_many"]
 __version__ = version("flashace")
 
-if "flashace" not in external_calculators:  # an import may happen twice, and ASE takes a name once
-    register_calculator_class("flashace", FlashACE)
+WHERE = {"FlashACE": "flashace.calculator", "batched": "flashace.many", "evaluate_many": "flashace.many"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that need PyTorch, when they are asked for: it takes seconds to import, and a LAMMPS run has no use for it."""
+    if name not in WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(WHERE[name]), name)

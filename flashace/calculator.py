@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+from ase.calculators.calculator import CalculationFailed, Calculator, all_changes, external_calculators, register_calculator_class
 from ase.cell import Cell
 from ase.data import chemical_symbols
 
@@ -325,6 +325,10 @@ class FlashACE(Calculator):
             stacklevel=2,
         )
         self._warned_of_distance = True
+
+
+if "flashace" not in external_calculators:  # a module may be imported twice, and ASE takes a name once
+    register_calculator_class("flashace", FlashACE)
 
 
 def compiled_kernel(model: AttentionACE) -> CpuKernel | Interaction:

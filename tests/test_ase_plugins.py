@@ -20,7 +20,7 @@ def test_ase_knows_the_name():
 def test_ase_run(tmp_path, model_file, structure):
     write(tmp_path / "start.extxyz", structure("crystal"))
     parameters = f"model={model_file},dtype=float64,device=cpu,max_edges=100"
-    _ase(tmp_path, "run", "flashace", "start.extxyz", "--modify", "import flashace", "-p", parameters, "-o", "done.extxyz")
+    _ase(tmp_path, "run", "flashace", "start.extxyz", "--modify", "import flashace.calculator", "-p", parameters, "-o", "done.extxyz")
     atoms, done = (read(tmp_path / name) for name in ("start.extxyz", "done.extxyz"))
     atoms.calc = FlashACE(model_file, "cpu", "float64")
     assert done.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=SAME)

@@ -1,12 +1,8 @@
 """Model in; on a CPU, the same energies and slopes from compiled C out. `evaluate.c` is the other half of this file."""
 
+import copy
 import ctypes
-import hashlib
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashace.compiler import cached_library, find_compiler, processor
 from flashace.derivatives import Prediction, Slopes
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
@@ -32,10 +29,11 @@ from flashace.nn.readout import Readout
 SOURCE = Path(__file__).with_name("evaluate.c")
 # as -ffast-math, but numbers that are not finite stay what they are
 FLAGS = (
-    *("-std=gnu11", "-O3", "-march=native", "-fPIC", "-shared"),
+    *("-std=gnu11", "-O3", "-fPIC", "-shared"),
     *("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros", "-freciprocal-math"),
 )
 ATOMS_PER_THREAD = 64  # fewer are not worth a thread
+ALIGNMENT = 64  # bytes
 
 _POINTER = ctypes.c_void_p
 
@@ -78,6 +76,38 @@ class CpuKernel:
         alone, _, self._features_alone = self._run(*edges, elements, 1, True)
         self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
         check_kernel(model, self.predict)
+
+    def as_c(self, data: str) -> tuple[str, bytes]:
+        """The weights for a file of their own: the value of a `Model` of evaluate.c as C, and the bytes that `data` is the C name of."""
+        blob, places = bytearray(), {}
+        tensors = {tensor.data_ptr(): tensor for tensor in self._held}
+
+        def value(of: Any) -> str:
+            if isinstance(of, ctypes.Structure):
+                fields = [(getattr(of, name), kind) for name, kind in of._fields_]  # type: ignore[misc]
+                return f"{{{', '.join(pointer(x) if kind is _POINTER else value(x) for x, kind in fields)}}}"
+            if isinstance(of, ctypes.Array):
+                return f"{{{', '.join(map(value, of))}}}"
+            return of.hex() if isinstance(of, float) else str(of)
+
+        def pointer(address: int | None) -> str:
+            if address is None:
+                return "NULL"
+            if address not in places:
+                places[address] = len(blob)
+                content = tensors[address].numpy().tobytes()
+                blob.extend(content + bytes(-len(content) % ALIGNMENT))
+            return f"(const void *)({data} + {places[address]})"
+
+        return value(self._model), bytes(blob)
+
+    def from_file(self, library: Path, name: str) -> "CpuKernel":
+        """This kernel with code and weights from a file: the `Model` in it is called `name`."""
+        other = copy.copy(self)
+        other._library = ctypes.CDLL(str(library))
+        other._library.memory_for.restype = ctypes.c_int64
+        other._model = type(self._model).in_dll(other._library, name)
+        return other
 
     def __call__(self, graph: Graph, features: bool = False) -> Slopes:
         """Energies [C] eV, slopes [E, 3] eV/Å and, where asked for, features [C, D]."""
@@ -252,8 +282,8 @@ def _terms(orders: Sequence[Contraction]) -> tuple[Tensor, Tensor, list[int]]:
     return torch.cat(terms), torch.cat(couplings), ends
 
 
-def _library(model: AttentionACE) -> ctypes.CDLL:
-    """evaluate.c for the sizes of this model, compiled on this machine once and kept in the user's cache."""
+def compile_command(model: AttentionACE, march: str = "native") -> list[str]:
+    """What compiles evaluate.c for the sizes of this model, but for source and output. Raises FlashACEError without a compiler."""
     c = model.config
     sizes = {
         "REAL": "float" if model.dtype == torch.float32 else "double",
@@ -268,51 +298,20 @@ def _library(model: AttentionACE) -> ctypes.CDLL:
         "TRUSTED": TRUSTED,
         "ENVELOPE": c.envelope_exponent,
     }
-    compiler = next((found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
-    if compiler is None:
-        raise FlashACEError("kernel: expected a C compiler (CC, cc, gcc or clang), found none; install one, or use the plain path")
-    command = [compiler, *FLAGS, *(f"-D{name}={value}" for name, value in sizes.items())]
+    command = [find_compiler("C"), *FLAGS, f"-march={march}", *(f"-D{name}={value}" for name, value in sizes.items())]
     if platform.machine() in ("x86_64", "AMD64"):
         command.append("-mprefer-vector-width=512")
+    return command
+
+
+def _library(model: AttentionACE) -> ctypes.CDLL:
+    """evaluate.c for the sizes of this model, compiled on this machine once and kept in the user's cache."""
     try:
-        made_of = "\0".join([*command, SOURCE.read_text(), _processor(), _version(compiler)])
-        library = _cache() / f"evaluate-{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.so"
-        if not library.is_file():
-            _compile([*command, str(SOURCE), "-lm"], library)
+        library = cached_library(compile_command(model), [SOURCE], "evaluate-{}.so", [processor()])
         return ctypes.CDLL(str(library))
+    except FlashACEError as error:
+        raise FlashACEError(f"kernel: {error}, or use the plain path") from error
     except OSError as error:
         raise FlashACEError(
-            f"kernel: expected a C compiler and a folder to write to and to run from, got {compiler} and {_cache()}: {error}; "
-            "set CC, or XDG_CACHE_HOME, to another, or use the plain path"
+            f"kernel: expected a folder to run compiled code from: {error}; set XDG_CACHE_HOME to another, or use the plain path"
         ) from error
-
-
-def _cache() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashace"
-    except RuntimeError as error:  # a user without a home
-        raise FlashACEError(f"kernel: {error} Set XDG_CACHE_HOME to a folder to write to, or use the plain path") from error
-
-
-def _compile(command: Sequence[str], library: Path) -> None:
-    """Into a folder of its own first: others may be looking for the same file."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        fresh = Path(scratch) / library.name
-        done = subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True)
-        if done.returncode:
-            raise FlashACEError(f"kernel: {command[0]} could not compile {SOURCE}: {done.stderr[-500:].strip()}; use the plain path")
-        fresh.replace(library)
-
-
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-
-
-def _processor() -> str:
-    """What tells one kind of processor from another: code for this one may not run on another that shares the home folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() + platform.machine()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))

@@ -1,0 +1,75 @@
+"""A compiler's command in; a shared library, compiled on this machine once and kept in the user's cache, out."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from flashace.errors import FlashACEError
+
+COMPILERS = {"C": ("CC", "cc", "gcc", "clang"), "C++": ("CXX", "c++", "g++", "clang++")}  # a variable of the environment, then names
+
+
+def find_compiler(language: str) -> str:
+    """Path of a compiler of C or C++. Raises FlashACEError where there is none."""
+    variable, *names = COMPILERS[language]
+    found = next((path for name in (os.environ.get(variable), *names) if name and (path := shutil.which(name))), None)
+    if found is None:
+        one_of = f"{variable}, {', '.join(names[:-1])} or {names[-1]}"
+        raise FlashACEError(f"expected a {language} compiler ({one_of}), found none; install one")
+    return found
+
+
+def cached_library(command: Sequence[str], sources: Sequence[Path], name: str, made_of: Sequence[str] = ()) -> Path:
+    """The library that the command makes of the first source, compiled unless it is there already.
+
+    `name` has a place for a key of all that went into it: the command, the texts of the sources, the compiler's version and `made_of`.
+    Raises FlashACEError where there is nothing to compile with, or nowhere to keep it.
+    """
+    try:
+        parts = [*command, *(source.read_text() for source in sources), *made_of, _version(command[0])]
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+        library = _cache() / name.format(key)
+        if not library.is_file():
+            compile_library([command[0], *command[1:], str(sources[0]), "-lm"], library)
+        return library
+    except OSError as error:
+        raise FlashACEError(
+            f"expected a compiler and a folder to write to and to run from, got {command[0]} and {_cache()}: {error}; "
+            "set CC or CXX, or XDG_CACHE_HOME, to another"
+        ) from error
+
+
+def compile_library(command: Sequence[str], library: Path) -> None:
+    """Into a folder of its own first: others may be looking for the same file. Raises FlashACEError with what the compiler says."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        fresh = Path(scratch) / library.name
+        done = subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True)
+        if done.returncode:
+            raise FlashACEError(f"`{' '.join(command)}` could not compile: {done.stderr[-500:].strip()}; try another compiler")
+        fresh.replace(library)
+
+
+def processor() -> str:
+    """What tells one kind of processor from another: code for this one may not run on another that shares the home folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashace"
+    except RuntimeError as error:  # a user without a home
+        raise FlashACEError(f"{error} Set XDG_CACHE_HOME to a folder to write to") from error
+
+
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout

@@ -1,0 +1,70 @@
+"""Model in; one shared library with the compiled model and its weights out, which `pair_style flashace` of LAMMPS loads."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from flashace.compiler import compile_library, processor
+from flashace.errors import FlashACEError
+from flashace.kernels.cpu import SOURCE, CpuKernel, compile_command
+from flashace.kernels.trial import check_kernel
+from flashace.model import AttentionACE
+
+MODEL_C = Path(__file__).with_name("model.c")
+# what compilers say a processor of x86 has; Linux has other names for two of them
+FEATURE = re.compile(r"#define __(SSE4_[12]|POPCNT|AVX[A-Z0-9_]*|FMA|F16C|BMI2?|LZCNT|MOVBE|GFNI|VAES|VPCLMULQDQ)__ 1")
+NAMES_OF_LINUX = {"bmi": "bmi1", "lzcnt": "abm"}
+
+
+def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, march: str = "native") -> list[str]:
+    """Write `output` for processors of the kind `march` (as gcc names them), in the precision of the model; `origin` is noted in it.
+
+    Returns what this processor lacks to run it. Where that is nothing, the file has been tried: it gives the energies and forces of the
+    plain path. Raises FlashACEError, with the reason, where it does not, or C cannot be compiled, and OSError where the file cannot be
+    written.
+    """
+    if sys.platform != "linux":
+        raise FlashACEError(f"export: expected Linux, which LAMMPS gets its files for, got {sys.platform}; export there")
+    output = Path(output)
+    kernel = CpuKernel(model)
+    command = compile_command(model, march)
+    needs = _needs(command[0], march)
+    weights, data = kernel.as_c("flashace_data")
+    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        weights_file, fresh = Path(scratch) / "weights.bin", Path(scratch) / output.name
+        weights_file.write_bytes(data)
+        texts = {
+            "WEIGHTS_FILE": str(weights_file),
+            "ELEMENTS": " ".join(model.symbols),
+            "NEEDS": " ".join(needs),
+            "DTYPE": str(model.dtype).removeprefix("torch."),
+            "ORIGIN": origin,
+        }
+        numbers = {"R_MAX": model.config.r_max.hex(), "WEIGHTS": weights}
+        defined = {**{name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}, **numbers}
+        (Path(scratch) / "weights.h").write_text("".join(f"#define {name} {value}\n" for name, value in defined.items()))
+        # -Bsymbolic: its own `evaluate`, whatever else has one
+        compile_library([*command, "-Wl,-Bsymbolic", f"-I{scratch}", f"-I{SOURCE.parent}", str(MODEL_C), "-lm"], fresh)
+        lacking = sorted(set(needs) - _features_here()) if needs else []
+        if not lacking:
+            check_kernel(model, kernel.from_file(fresh, "flashace_weights").predict)
+        fresh.replace(output)
+    return lacking
+
+
+def _needs(compiler: str, march: str) -> list[str]:
+    """Features of x86 that code for `march` may use, in lower case without underscores; for another kind of processor none are known."""
+    done = subprocess.run([compiler, f"-march={march}", "-dM", "-E", "-x", "c", "/dev/null"], capture_output=True, text=True)
+    if done.returncode:
+        raise FlashACEError(f"march: expected a processor that {compiler} knows, got {march!r}: {done.stderr[-500:].strip()}")
+    found = {name.lower() for name in FEATURE.findall(done.stdout)}
+    found = {NAMES_OF_LINUX.get(name, name).replace("_", "") for name in found}
+    return sorted(found & _features_here() if march == "native" else found)  # gcc knows features that an older Linux has no name for
+
+
+def _features_here() -> set[str]:
+    flags = next((line for line in processor().splitlines() if line.startswith("flags")), "")
+    return set(flags.replace("_", "").split())

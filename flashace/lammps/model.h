@@ -1,0 +1,17 @@
+/* What a model file for LAMMPS holds, under the name flashace_model: model.c makes it, pair_flashace.cpp reads it. */
+#include <stdint.h>
+
+#define FLASHACE_ABI 1 /* another number for another layout of this struct */
+
+typedef struct {
+    int64_t abi;
+    const char *elements; /* symbols with a space between, in the order of species */
+    const char *needs;    /* features that the processor must have, as Linux names them but without underscores, a space between */
+    const char *dtype;
+    const char *origin;   /* what was exported */
+    double r_max;         /* A */
+    const void *weights;
+    int64_t (*memory_for)(int64_t most); /* this and the next are described in evaluate.c */
+    void (*evaluate)(const void *weights, char *memory, int64_t most, int64_t start, int64_t end, const int64_t *first, const int64_t *neighbour,
+                     const double *edge_vec, const int64_t *species, double *energies, double *g, void *features);
+} FlashACEModel;
