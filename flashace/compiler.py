@@ -35,7 +35,7 @@ def cached_library(command: Sequence[str], sources: Sequence[Path], name: str, m
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
         library = _cache() / name.format(key)
         if not library.is_file():
-            compile_library([command[0], *command[1:], str(sources[0]), "-lm"], library)
+            compile_library([*command, str(sources[0]), "-lm"], library)
         return library
     except OSError as error:
         raise FlashACEError(

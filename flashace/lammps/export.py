@@ -27,7 +27,7 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
     written.
     """
     if sys.platform != "linux":
-        raise FlashACEError(f"export: expected Linux, which LAMMPS gets its files for, got {sys.platform}; export there")
+        raise FlashACEError(f"export: expected Linux, got {sys.platform}; export on the Linux machine that LAMMPS runs on")
     output = Path(output)
     kernel = CpuKernel(model)
     command = compile_command(model, march)

@@ -6,6 +6,7 @@
 // atoms that this process owns, and neighbours its own atoms or ghosts; what falls on ghosts goes home with LAMMPS's reverse communication.
 
 #include "atom.h"
+#include "comm.h"
 #include "error.h"
 #include "force.h"
 #include "memory.h"
@@ -43,6 +44,7 @@ class PairFlashACE : public Pair {
 
  private:
   void load(const std::string &file);
+  std::string open(const std::string &file);
   void gather(int start, int n);
   void add(int start, int n);
 
@@ -127,27 +129,40 @@ std::string processor_features()
   return "";
 }
 
-// What goes wrong here may go wrong on one machine of many, so that error->one it is.
+// A file or a processor may be wrong on one machine of many: all processes stop, with what the first of those that fail has to say.
 void PairFlashACE::load(const std::string &file)
+{
+  std::string problem = open(file);
+  const int mine = problem.empty() ? comm->nprocs : comm->me;
+  int first_failed, length = problem.size();
+  MPI_Allreduce(&mine, &first_failed, 1, MPI_INT, MPI_MIN, world);
+  if (first_failed == comm->nprocs) return;
+  MPI_Bcast(&length, 1, MPI_INT, first_failed, world);
+  problem.resize(length);
+  MPI_Bcast(&problem[0], length, MPI_CHAR, first_failed, world);
+  error->all(FLERR, "pair_coeff: {}", problem);
+}
+
+// What is wrong with the file, if anything.
+std::string PairFlashACE::open(const std::string &file)
 {
   if (library) dlclose(library);
   library = dlopen((file.find('/') == std::string::npos ? "./" + file : file).c_str(), RTLD_NOW | RTLD_LOCAL);
   const char *reason = library ? nullptr : dlerror();
   model = library ? (const FlashACEModel *) dlsym(library, "flashace_model") : nullptr;
   if (!model)
-    error->one(FLERR, "pair_coeff: expected a file that `flashace export model.pt --for lammps` has written, got {}{}{}", file,
-               reason ? ": " : "", reason ? reason : "");
+    return "expected a file that `flashace export model.pt --for lammps` has written, got " + file + (reason ? std::string(": ") + reason : "");
   if (model->abi != FLASHACE_ABI)
-    error->one(FLERR, "pair_coeff: expected a model file for LAMMPS of version {}, got {} of version {}; export it again, with the version "
-               "of FlashACE that this pair style is from", FLASHACE_ABI, file, model->abi);
+    return "expected a model file for LAMMPS of version " + std::to_string(FLASHACE_ABI) + ", got " + file + " of version " +
+        std::to_string(model->abi) + "; export it again, with the version of FlashACE that this pair style is from";
   const std::string features = processor_features();
   std::istringstream needs(model->needs);
   std::string lacking;
   for (std::string need; needs >> need;)
     if (features.find(" " + need + " ") == std::string::npos) lacking += " " + need;
-  if (!lacking.empty())
-    error->one(FLERR, "pair_coeff: {} was compiled for another kind of processor: this one has no{}; export it on this machine, or with "
-               "--march x86-64-v3 for any processor of the last ten years", file, lacking);
+  if (lacking.empty()) return "";
+  return file + " was compiled for another kind of processor: this one has no" + lacking +
+      "; export it on this machine, or with --march x86-64-v3 for any processor of the last ten years";
 }
 
 void PairFlashACE::init_style()

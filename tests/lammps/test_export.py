@@ -79,3 +79,9 @@ def test_the_command_line_names_a_folder_that_is_not_there(flashace, model_file,
     result = flashace("export", model_file, "--for", "lammps", "--output", tmp_path / "none/model.so")
     assert result.exit_code == 1
     assert "none" in result.output
+
+
+def test_the_model_is_not_overwritten(flashace, model_file):
+    result = flashace("export", model_file, "--for", "lammps", "--output", model_file)
+    assert result.exit_code == 1
+    assert "expected another file than MODEL" in " ".join(result.output.split())

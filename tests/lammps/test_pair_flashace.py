@@ -191,7 +191,8 @@ def test_mistakes_are_named(exported, lammps, model_file, tmp_path, name):
     for library, source in {"other.so": "", "version.so": "long flashace_model[9] = {7};"}.items():
         if library in text:
             subprocess.run(["cc", "-shared", "-x", "c", "-", "-o", tmp_path / library], input=source, text=True, check=True)
-    done = lammps(text.replace("MODEL_PT", str(model_file)).replace("MODEL", str(exported)), 2, ok=False)
+    ranks = 1 if "NaN" in message else 2  # a process that stops the others from within a step may be faster than their output
+    done = lammps(text.replace("MODEL_PT", str(model_file)).replace("MODEL", str(exported)), ranks, ok=False)
     assert re.search(message, " ".join((done.stdout + done.stderr).split())), done.stdout[-1500:] + done.stderr[-1500:]
 
 

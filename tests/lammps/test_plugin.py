@@ -28,7 +28,7 @@ def test_it_is_compiled_once_and_for_each_version(monkeypatch, tmp_path):
     assert plugin.plugin() != first
 
 
-def test_without_a_compiler_the_others_styles_work(monkeypatch):
+def test_without_a_compiler_other_styles_work(monkeypatch):
     monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     with pytest.raises(FlashACEError, match=r"expected a C\+\+ compiler \(CXX, c\+\+, g\+\+ or clang\+\+\), found none; install one"):
         plugin.plugin()
