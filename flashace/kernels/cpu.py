@@ -65,9 +65,6 @@ class CpuKernel:
             raise FlashACEError(f"kernel: expected a model on a CPU, got one on {model.embedding.device}; use the plain path there")
         self._library = _library(model)
         self._dtype, self._element_index, self._num_features = model.dtype, model.element_index, model.num_features
-        for name, integers in (("evaluate", (2, 3, 4)), ("assemble", (0,))):  # which of their arguments; the others are addresses
-            getattr(self._library, name).argtypes = [ctypes.c_int64 if i in integers else _POINTER for i in range(12)]
-        self._library.memory_for.argtypes, self._library.memory_for.restype = [ctypes.c_int64], ctypes.c_int64
         self._lent = threading.local()
         self._held: list[Tensor] = []  # C knows their addresses alone
         self._model = self._packed(model)
@@ -104,8 +101,7 @@ class CpuKernel:
     def from_file(self, library: Path, name: str) -> "CpuKernel":
         """This kernel with code and weights from a file: the `Model` in it is called `name`."""
         other = copy.copy(self)
-        other._library = ctypes.CDLL(str(library))
-        other._library.memory_for.restype = ctypes.c_int64
+        other._library = _open(library)
         other._model = type(self._model).in_dll(other._library, name)
         return other
 
@@ -308,10 +304,19 @@ def _library(model: AttentionACE) -> ctypes.CDLL:
     """evaluate.c for the sizes of this model, compiled on this machine once and kept in the user's cache."""
     try:
         library = cached_library(compile_command(model), [SOURCE], "evaluate-{}.so", [processor()])
-        return ctypes.CDLL(str(library))
+        return _open(library)
     except FlashACEError as error:
         raise FlashACEError(f"kernel: {error}, or use the plain path") from error
     except OSError as error:
         raise FlashACEError(
             f"kernel: expected a folder to run compiled code from: {error}; set XDG_CACHE_HOME to another, or use the plain path"
         ) from error
+
+
+def _open(library: Path) -> ctypes.CDLL:
+    """With the types of what is called in it."""
+    opened = ctypes.CDLL(str(library))
+    for name, integers in (("evaluate", (2, 3, 4)), ("assemble", (0,))):  # which of their twelve arguments; the others are addresses
+        getattr(opened, name).argtypes = [ctypes.c_int64 if i in integers else _POINTER for i in range(12)]
+    opened.memory_for.argtypes, opened.memory_for.restype = [ctypes.c_int64], ctypes.c_int64
+    return opened
