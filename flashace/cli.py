@@ -32,7 +32,7 @@ from flashace.train.loop import LEFT_BY_A_FIT
 from flashace.train.loop import fit as run_fit
 from flashace.train.neighbors import build_graphs
 from flashace.train.prepare import Prepared, prepare
-from flashace.train.ranks import join
+from flashace.train.ranks import joined
 from flashace.verify import PRECISIONS, calculator_factory, law_table
 from flashace.verify import verify as verify_laws
 
@@ -107,19 +107,22 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     """Fit a model to labelled structures (any format that ASE reads)."""
     started = time.monotonic()
     _keep_freed_memory()
-    ranks = join()
-    console.quiet = not ranks.first
-    plan = None
-    try:
-        if ranks.first:
-            plan = _plan(config, overwrite, dry_run, resume, flags)
-    finally:
-        plan = ranks.from_first(plan)  # none where the first has failed, and says so itself
-    if plan is None:
-        return
-    prepared, folder = plan
-    prepared = replace(prepared, device=ranks.device(prepared.device))
-    if not run_fit(prepared, folder, console, resume=resume is not None, overwrite=overwrite, started=started, ranks=ranks):
+    with joined() as ranks:
+        console.quiet = not ranks.first
+        plan = None
+        try:
+            if ranks.first:
+                plan = _plan(config, overwrite, dry_run, resume, flags)
+        finally:
+            plan = ranks.from_first(plan)  # none where the first has failed, and says so itself
+            if plan is None:
+                ranks.leave()
+        if plan is None:
+            return
+        prepared, folder = plan
+        prepared = replace(prepared, device=ranks.device(prepared.device))
+        ended = run_fit(prepared, folder, console, resume=resume is not None, overwrite=overwrite, started=started, ranks=ranks)
+    if not ended:
         console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
         raise SystemExit(130)
     console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)

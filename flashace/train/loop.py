@@ -501,6 +501,9 @@ def _stop_signals(ranks: Ranks) -> Iterator[list[int]]:
     before = {signum: signal.signal(signum, hear) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
+    except LostRank:
+        before.clear()  # torchrun ends what is left of the fit; the error is to be read before
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

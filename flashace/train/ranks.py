@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -114,19 +115,25 @@ class Ranks:
         except RuntimeError as error:
             raise LostRank(
                 f"rank {self.rank} of {self.size}: another rank has ended, or has not answered for {LONGEST_WAIT} "
-                f"({str(error).splitlines()[0]}); `fit --resume` with the run folder goes on from the newest checkpoint"
+                f"({str(error).split('. ')[0]}); `flashace fit --resume` with the run folder goes on from the newest checkpoint"
             ) from error
 
 
 ALONE = Ranks()
 
 
-def join() -> Ranks:
+@contextmanager
+def joined() -> Iterator[Ranks]:
     """This process among those that torchrun started with it, or alone."""
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        return ALONE
+        yield ALONE
+        return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its threads would abort a process that ends
 
 
 def shares(sizes: Sequence[int], parts: int) -> list[list[int]]:
@@ -141,7 +148,7 @@ def shares(sizes: Sequence[int], parts: int) -> list[list[int]]:
     return [sorted(share) for share in taken]
 
 
-def _save_graphs(path: Path, graphs: Iterable[Graph]) -> None:
+def _save_graphs(path: Path, graphs: Sequence[Graph]) -> None:
     """One array per field: a file of many small tensors is slow."""
     tensors = {f.name: [getattr(graph, f.name) for graph in graphs] for f in fields(Graph)}
     torch.save({name: (torch.cat([t.reshape(-1) for t in all_]), [t.shape for t in all_]) for name, all_ in tensors.items()}, path)
