@@ -84,18 +84,15 @@ class Ranks:
         """`build(frames)`, called on one rank of each machine only; all ranks of the machine have the result in the same memory."""
         if self.size == 1:
             return build(frames)
-        machine, path = os.environ["GROUP_RANK"], None
-        if os.environ["LOCAL_RANK"] == "0":
-            descriptor, path = tempfile.mkstemp(prefix="flashace-", suffix=".pt")
-            os.close(descriptor)
-            _save_graphs(Path(path), build(frames))
-        paths: list[Any] = [None] * self.size
-        self._together(dist.all_gather_object, paths, (machine, path))
-        graphs = _load_graphs(Path(next(there for owner, there in paths if owner == machine and there)))
-        self._together(dist.barrier)
-        if path is not None:
-            Path(path).unlink()  # what is mapped into memory stays
-        return graphs
+        with tempfile.TemporaryDirectory(prefix="flashace-") as folder:
+            path = Path(folder) / "graphs.pt" if os.environ["LOCAL_RANK"] == "0" else None
+            if path is not None:
+                _save_graphs(path, build(frames))
+            machine, paths = os.environ["GROUP_RANK"], [None] * self.size
+            self._together(dist.all_gather_object, paths, (machine, path))
+            graphs = _load_graphs(next(there for owner, there in cast(Any, paths) if owner == machine and there))
+            self._together(dist.barrier)
+        return graphs  # what is mapped into memory outlives the name of the file
 
     def _flat(self, call: Callable[[Tensor], object], tensors: Sequence[Tensor]) -> None:
         """One call for all tensors: many small ones would each wait for the network."""
