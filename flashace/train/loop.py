@@ -227,8 +227,8 @@ class Trainer:
     # Validation
 
     def _valid_is_due(self) -> bool:
-        """Every epoch, but at least a hundred steps apart; `run` adds the end."""
-        return self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0
+        """Every epoch, but at least a hundred steps apart, and never twice after the same step; `run` adds the end."""
+        return bool(self.sums[-1] > 0) and self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0
 
     def _validate(self) -> str:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
