@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from flashace.train.loop import LEFT_BY_A_FIT
 from flashace.train.loop import fit as run_fit
 from flashace.train.neighbors import build_graphs
 from flashace.train.prepare import Prepared, prepare
+from flashace.train.ranks import joined
 from flashace.verify import PRECISIONS, calculator_factory, law_table
 from flashace.verify import verify as verify_laws
 
@@ -109,6 +111,29 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     """Fit a model to labelled structures (any format that ASE reads)."""
     started = time.monotonic()
     _keep_freed_memory()
+    with joined() as ranks:
+        console.quiet = not ranks.first
+        plan = None
+        try:
+            if ranks.first:
+                plan = _plan(config, overwrite, dry_run, resume, flags)
+        finally:
+            plan = ranks.from_first(plan)  # none where the first has failed, and says so itself
+            if plan is None:
+                ranks.leave()
+        if plan is None:
+            return
+        prepared, folder = plan
+        prepared = replace(prepared, device=ranks.device(prepared.device))
+        ended = run_fit(prepared, folder, console, resume=resume is not None, overwrite=overwrite, started=started, ranks=ranks)
+    if not ended:
+        console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
+        raise SystemExit(130)
+    console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
+
+
+def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any]) -> tuple[Prepared, Path] | None:
+    """What is fitted, and the run folder; shows the decisions. None for a dry run."""
     if resume is not None:
         given = [name for name, value in flags.items() if value not in (None, ())]
         if given or config:
@@ -126,16 +151,13 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     if folder is None:
         _stop_on_wrong_labels(prepared)
     if dry_run:
-        return
+        return None
     output = prepared.config.train.output
     if folder is None:
         folder = _default_folder(prepared.config.train.data[0], overwrite) if output is None else Path(output)
         if not overwrite:
             _refuse_existing(folder)
-    if not run_fit(prepared, folder, console, resume=resume is not None, overwrite=overwrite, started=started):
-        console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
-        raise SystemExit(130)
-    console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
+    return prepared, folder
 
 
 @main.command()

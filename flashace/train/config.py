@@ -57,7 +57,7 @@ class TrainConfig:
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of network and gradients")
     epochs: int | None = Field(None, ge=1, description="passes over the data; from its size where not given")
     max_time: float | None = Field(None, gt=0, description="minutes; the schedule is fitted to it")
-    batch_size: int | None = Field(None, ge=1, description="structures per step; from their size where not given")
+    batch_size: int | None = Field(None, ge=1, description="structures per step, on all ranks together; from their size where not given")
     grad_accum_steps: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
     max_edges_per_step: int = Field(100_000, ge=1, description="batches, and structures, with more neighbour pairs are computed in parts")
     random_rotation: bool = Field(False, description="turn each training structure at random, anew in every epoch")

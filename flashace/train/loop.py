@@ -35,6 +35,7 @@ from flashace.train.micro import MicroBatches
 from flashace.train.neighbors import MadeOnDemand, build_graphs, fresh_graphs
 from flashace.train.optim import Schedule, loss_weights, make_average, make_optimizers
 from flashace.train.prepare import Prepared, make_model, start_readouts
+from flashace.train.ranks import ALONE, LostRank, Ranks, shares
 from flashace.train.step import TrainStep
 
 COMPILE_PAYS = 12 * 60  # s of plain training above which compiling is worth its one to three minutes
@@ -43,19 +44,23 @@ FOR_THE_END = 0.03  # part of `max_time` kept for the closing table and the pict
 
 
 class Trainer:
-    """The state of a fit and its loop. `run` trains to the end, or until it is interrupted, and `finish` writes what a fit leaves."""
+    """The state of a fit and its loop. `run` trains to the end, or until it is interrupted, and `finish` writes what a fit leaves.
 
-    def __init__(self, prepared: Prepared, folder: Path, console: Console, started: float) -> None:
-        self.prepared, self.console, self.started = prepared, console, started
+    Several ranks have the same state and take the same decisions; each computes its share of every batch, and the first writes all files.
+    """
+
+    def __init__(self, prepared: Prepared, folder: Path, console: Console, started: float, ranks: Ranks = ALONE) -> None:
+        self.prepared, self.console, self.started, self.ranks = prepared, console, started, ranks
         self.config = prepared.config.train
         self.folder = folder
         self.checkpoints = folder / self.config.checkpoint_dir
         self.train_graphs, self.valid_graphs = self._graphs(prepared.train, prepared.valid)
         self.items = self._make_items()
-        self.board = report.tensorboard_writer(folder / "tensorboard") if self.config.tensorboard else None
+        self.board = report.tensorboard_writer(folder / "tensorboard") if self.config.tensorboard and ranks.first else None
         self.model = make_model(prepared, self.train_graphs)
-        if prepared.start is None:
+        if prepared.start is None and ranks.first:
             start_readouts(self.model, self.train_graphs, prepared.train)
+        ranks.copy_first(list(self.model.parameters()))
         self.average = make_average(self.model, self.config.ema_decay)
         self.optimizers = make_optimizers(self.model, self.config)
         self.schedule = Schedule(self.config)
@@ -64,11 +69,12 @@ class Trainer:
         self.step = TrainStep(self.model, prepared.units, self.config.compile is True, prepared.amp_dtype, huber_delta)
         self.batch_size = int(self.config.batch_size or 1)
         self.budget = EdgeBudget(self.config.max_edges_per_step)
-        self.micro_batches = MicroBatches(self.step, self.batch_size, self.budget, prepared.device, self._say)
+        self.micro_batches = MicroBatches(self.step, self.batch_size, self.budget, prepared.device, self._say, ranks)
         self.batches_per_epoch = math.ceil(len(self.items) / (self.batch_size * self.config.grad_accum_steps))
         self.epoch, self.position, self.elapsed = 0, 0, 0.0
         self.sums = torch.zeros(7, dtype=torch.float64)  # of loss terms and squared errors since the last validation, and their number
         self.best_score, self.best = math.inf, self._averaged_weights()
+        self.reached, self.stopped = 0.0, False  # on which all ranks agree
         self.spent_before = 0.0  # s on training in earlier sessions of this run
         self.clock: float | None = None  # when the first step of this session was done
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
@@ -90,7 +96,11 @@ class Trainer:
             return [fresh_graphs(frames, r_max) for frames in sets]
         with _bar(self.console) as bar:
             task = bar.add_task("neighbour lists", total=sum(map(len, sets)))
-            return [build_graphs(frames, r_max, lambda n: bar.advance(task, n)) for frames in sets]
+
+            def build(frames: Sequence[Labelled]) -> Sequence[Graph]:
+                return build_graphs(frames, r_max, lambda n: bar.advance(task, n))
+
+            return [self.ranks.build_once(build, frames) for frames in sets]
 
     def _make_items(self) -> Sequence[Batch]:
         def make(i: int) -> Batch:
@@ -103,20 +113,32 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end; False where Ctrl-C or SIGTERM came first, with everything saved."""
-        with _stop_signals() as stop, _bar(self.console) as bar:
+        with _stop_signals(self.ranks) as stop, _bar(self.console) as bar:
             task = bar.add_task("fit", total=1000)
-            while self.progress() < 1.0 and not self.schedule.ends and not stop:
-                self._run_epoch(stop, lambda: bar.update(task, completed=round(1000 * self.progress())))
+            while self._goes_on(stop):
+                try:
+                    self._run_epoch(stop, lambda: bar.update(task, completed=round(1000 * self.progress())))
+                except LostRank:
+                    self.save()  # a step is taken by all ranks or by none, so this is the state after the last one
+                    raise
                 if self._valid_is_due():
                     bar.update(task, description=self._validate())
                 if self.position == 0 and self.epoch % self.config.checkpoint_interval == 0:
                     self.save()
-        if self.progress() >= 1.0 and self.sums[-1] > 0:  # the time was over just after the last validation
-            self._validate()
-        if self.schedule.ends:
-            self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
-        self.save()
-        return not stop
+            if self.reached >= 1.0 and self.sums[-1] > 0:
+                self._validate()
+            if self.schedule.ends:
+                self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
+            self.save()
+            self._goes_on(stop)  # a signal may have come since
+        return not self.stopped
+
+    def _goes_on(self, stop: Sequence[int]) -> bool:
+        """Whether another step follows: `reached` is the progress by the clock of the first rank, and a signal to any rank counts."""
+        said = torch.tensor([self.progress() if self.ranks.first else 0.0, len(stop)], dtype=torch.float64)
+        self.ranks.add([said])
+        self.reached, self.stopped = said[0].item(), said[1].item() > 0
+        return self.reached < 1.0 and not self.stopped and not self.schedule.ends
 
     def progress(self) -> float:
         """From 0 at the first step to 1 at the last, by epochs and by time, whichever ends first."""
@@ -132,10 +154,9 @@ class Trainer:
 
     def _run_epoch(self, stop: Sequence[int], tick: Callable[[], None]) -> None:
         for indices in self._batches()[self.position :]:
-            progress = self.progress()
-            if progress >= 1.0 or stop:
+            if not self._goes_on(stop):
                 break
-            self._train_on(indices, progress)
+            self._train_on(indices, self.reached)
             tick()
         else:
             self.epoch, self.position = self.epoch + 1, 0
@@ -143,7 +164,7 @@ class Trainer:
     def _train_on(self, indices: Sequence[int], progress: float) -> None:
         begin = time.monotonic()
         weights = loss_weights(progress, self.config).to(self.prepared.device, self.prepared.dtype)
-        errors = self.micro_batches(self._items(indices), self.scaler.scale(weights))
+        errors = self.micro_batches(self._items(self._share(indices)), self.scaler.scale(weights))
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         finite = bool(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad_norm).isfinite())
@@ -169,6 +190,14 @@ class Trainer:
             self.clock = time.monotonic()
         self.elapsed = time.monotonic() - self.clock + self.spent_before
 
+    def _share(self, indices: Sequence[int]) -> Sequence[int]:
+        """Those frames of a step that this rank computes: about as many neighbour pairs (or atoms, without lists) as every other has."""
+        if self.ranks.size == 1:
+            return indices
+        precomputed = self.config.precompute_neighbors
+        sizes = [len(self.train_graphs[i].edge_vec) if precomputed else len(self.prepared.train[i].atoms) for i in indices]
+        return [indices[i] for i in shares(sizes, self.ranks.size)[self.ranks.rank]]
+
     def _items(self, indices: Sequence[int]) -> list[Batch]:
         """Training items, turned where `random_rotation` says so."""
         items = [self.items[i] for i in indices]
@@ -182,11 +211,11 @@ class Trainer:
         steps = self.batches_per_epoch * self.config.epochs if self.config.epochs else math.inf
         ahead = min(steps * seconds, (self.config.max_time or math.inf) * 60)
         compiler = self.prepared.device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
-        if self.may_compile and ahead > COMPILE_PAYS and compiler:
+        if self.ranks.from_first(self.may_compile and ahead > COMPILE_PAYS and bool(compiler)):
             self.console.print("compiling the training step: one to three minutes, once")
             self.step.compiled = True
             weights = loss_weights(0.0, self.config).to(self.prepared.device, self.prepared.dtype)
-            self.micro_batches([self.items[i] for i in self._batches()[0]], weights)
+            self.micro_batches([self.items[i] for i in self._share(self._batches()[0])], weights)
             self.model.zero_grad()
 
     def _batches(self) -> list[list[int]]:
@@ -198,14 +227,13 @@ class Trainer:
     # Validation
 
     def _valid_is_due(self) -> bool:
-        """Every epoch, but at least a hundred steps apart, and at the end; never twice after the same step."""
-        if self.sums[-1] == 0:
-            return False
-        return self.progress() >= 1.0 or (self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0)
+        """Every epoch, but at least a hundred steps apart, and never twice after the same step; `run` adds the end."""
+        return bool(self.sums[-1] > 0) and self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0
 
     def _validate(self) -> str:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
-        errors = error_rows(self.prepared.valid, predict_graphs(self.averaged, self.valid_graphs))[-1]
+        predictions = self._predict(self.valid_graphs)
+        errors = self.ranks.from_first(error_rows(self.prepared.valid, predictions)[-1] if self.ranks.first else {})
         score = self._score(errors)
         self.schedule.validated(score)
         better = score < self.best_score
@@ -213,6 +241,8 @@ class Trainer:
             self.best_score, self.best = score, self._averaged_weights()
         terms, squares = (self.sums[:-1] / self.sums[-1].clamp(min=1.0)).view(2, 3).tolist()
         self.sums.zero_()
+        if not self.ranks.first:
+            return ""
         weights = loss_weights(self.progress(), self.config).tolist()
         units = asdict(self.prepared.units)
         row = {
@@ -241,6 +271,15 @@ class Trainer:
             self.console.print(f"{self.progress():4.0%}  {ahead:3.0f} min to go  {text}", soft_wrap=True)
         return text
 
+    def _predict(self, graphs: Sequence[Graph]) -> list[dict[str, Any]]:
+        """`predict_graphs` with averaged weights; complete on the first rank, and shared between all of them."""
+        rank, size = self.ranks.rank, self.ranks.size
+        own = MadeOnDemand(lambda i: graphs[rank + i * size], len(range(rank, len(graphs), size)))
+        predictions: list[dict[str, Any]] = [{}] * len(graphs)
+        for first, found in enumerate(self.ranks.gather(predict_graphs(self.averaged, own))):
+            predictions[first::size] = found
+        return predictions
+
     def _steps(self) -> int:
         return self.epoch * self.batches_per_epoch + self.position
 
@@ -251,7 +290,7 @@ class Trainer:
         return sum(w * r**2 for w, r in zip(weights, rmse, strict=True))
 
     def write_metrics(self) -> None:
-        """metrics.csv, whole: after a restart it has the rows up to the checkpoint and no others."""
+        """metrics.csv, whole: after a restart it has the rows up to the checkpoint and no others. The first rank has all rows."""
         path = self.folder / "metrics.csv"
         if not self.rows:
             path.unlink(missing_ok=True)
@@ -269,12 +308,15 @@ class Trainer:
         return {name: p.detach().clone() for name, p in self.averaged.named_parameters()}
 
     def save(self) -> None:
-        """Write a checkpoint, and delete those that are not to be kept."""
+        """Write a checkpoint, and delete those that are not to be kept; the first rank does."""
+        if not self.ranks.first:
+            return
         save_checkpoint(self.checkpoints / checkpoint_name(self._steps()), self._state())
         keep_newest(self.checkpoints, self.config.keep_checkpoints)
 
     def _state(self) -> dict[str, Any]:
-        """Everything that a fit needs to go on as if nothing had happened."""
+        """Everything that a fit needs to go on as if nothing had happened, on any number of ranks."""
+        device = self.prepared.device
         return {
             "model": describe(self.model),
             "reference_energies": self.prepared.references.origin,
@@ -296,7 +338,7 @@ class Trainer:
                 "learning_rate": self.schedule.state_dict(),
                 "max_edges": self.budget.max_edges,
                 "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "random_cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
             },
         }
 
@@ -355,21 +397,24 @@ class Trainer:
         self.schedule.load_state_dict(saved["learning_rate"])
         self.budget.max_edges = min(self.budget.max_edges, saved["max_edges"])
         torch.set_rng_state(saved["random"])
-        if saved["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(saved["random_cuda"])
+        if saved["random_cuda"] and self.prepared.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["random_cuda"][0], self.prepared.device)
 
     def finish(self) -> None:
-        """The best averaged weights as model.pt, the closing table, the pictures."""
+        """The best averaged weights as model.pt, the closing table, the pictures. Ranks part here: the first does what is left to do."""
         model = self.averaged
         model.load_state_dict(self.best, strict=True)
-        rows, predictions = {}, {}
+        predictions = {}
         sets = {
             "train": (self.prepared.train, self.train_graphs),
             "validation": (self.prepared.valid, self.valid_graphs),
         }
         for name, (frames, graphs) in sets.items():
-            predicted = predict_graphs(model, graphs)
-            rows[name], predictions[name] = error_rows(frames, predicted), (frames, predicted)
+            predictions[name] = frames, self._predict(graphs)
+        self.ranks.leave()
+        if not self.ranks.first:
+            return
+        rows = {name: error_rows(*predicted) for name, predicted in predictions.items()}
         try:
             model.uncertainty = estimate_uncertainty(model, *sets.values())
         except FlashACEError as error:
@@ -400,14 +445,35 @@ class Trainer:
 
 
 def fit(
-    prepared: Prepared, folder: Path, console: Console, resume: bool = False, overwrite: bool = False, started: float | None = None
+    prepared: Prepared,
+    folder: Path,
+    console: Console,
+    resume: bool = False,
+    overwrite: bool = False,
+    started: float | None = None,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Fit and leave a run `folder`; False where the fit was interrupted and can be resumed.
 
     With `resume` it goes on in a folder that exists; with `overwrite` the fit in that folder is deleted, once this one is ready to start.
-    Raises FlashACEError where the folder for checkpoints holds those of another fit.
+    All `ranks` call this with the same arguments, but for the device; the first one writes, and none of them talks to another any more
+    afterwards. Raises FlashACEError where the folder for checkpoints holds those of another fit, and LostRank where a rank ends before.
     """
-    trainer = Trainer(prepared, folder, console, time.monotonic() if started is None else started)
+    trainer = Trainer(prepared, folder, console, time.monotonic() if started is None else started, ranks)
+    if ranks.first:
+        _prepare_folder(trainer, resume, overwrite)
+    shared = f"; {ranks.size} ranks share each batch" if ranks.size > 1 else ""
+    console.print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; run folder {folder}{shared}")
+    ended = trainer.run()
+    if ended:
+        trainer.finish()
+    else:
+        ranks.leave()
+    return ended
+
+
+def _prepare_folder(trainer: Trainer, resume: bool, overwrite: bool) -> None:
+    folder = trainer.folder
     if not resume:
         own = trainer.checkpoints.resolve().is_relative_to(folder.resolve())
         if checkpoints_in(trainer.checkpoints) and not (overwrite and own):
@@ -415,28 +481,29 @@ def fit(
         for path in [*(folder / name for name in LEFT_BY_A_FIT), *checkpoints_in(trainer.checkpoints), trainer.checkpoints / BEST]:
             path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder / "config.yaml", prepared.config)
+        write_config(folder / "config.yaml", trainer.prepared.config)
     trainer.write_metrics()
-    console.print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; run folder {folder}")
-    if not trainer.run():
-        return False
-    trainer.finish()
-    return True
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """The signals that asked for an end: Ctrl-C and SIGTERM are heard between two steps; a second one ends everything at once."""
+def _stop_signals(ranks: Ranks) -> Iterator[list[int]]:
+    """The signals that asked for an end: Ctrl-C and SIGTERM are heard between two steps; a second one ends everything at once.
+
+    Not under torchrun: it passes on what it hears, so a signal of the queue to all processes arrives twice.
+    """
     received: list[int] = []
 
     def hear(signum: int, frame: Any) -> None:
-        if received:
+        if received and ranks.size == 1:
             raise KeyboardInterrupt
         received.append(signum)
 
     before = {signum: signal.signal(signum, hear) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
+    except LostRank:
+        before.clear()  # torchrun ends what is left of the fit; the error is to be read before
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

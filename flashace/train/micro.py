@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flashace.derivatives import EdgeBudget, is_out_of_memory
 from flashace.train.loss import Batch, collate, label_counts
+from flashace.train.ranks import ALONE, Ranks
 from flashace.train.step import TrainStep
 
 
@@ -16,17 +17,30 @@ class MicroBatches:
 
     At most `batch_size` structures and `budget` neighbour pairs are computed at once; a structure with more is divided in itself. Parts
     that run out of memory are halved, and the budget falls with them. `say` is called with one sentence when the first is divided.
+    Of several `ranks` each calls with its own share of the group, which may be empty, and has the gradient of the whole in the end.
     """
 
-    def __init__(self, step: TrainStep, batch_size: int, budget: EdgeBudget, device: torch.device, say: Callable[[str], object]) -> None:
-        self.step, self.batch_size, self.budget, self.device, self.say = step, batch_size, budget, device, say
+    def __init__(
+        self,
+        step: TrainStep,
+        batch_size: int,
+        budget: EdgeBudget,
+        device: torch.device,
+        say: Callable[[str], object],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.step, self.batch_size, self.budget, self.device, self.say, self.ranks = step, batch_size, budget, device, say, ranks
         self.told = False
 
     def __call__(self, items: Sequence[Batch], weights: Tensor) -> Tensor:
         """weights [3] of energy, forces and stress."""
-        counts = label_counts(items)
+        counts = label_counts(items) if items else torch.zeros(3, dtype=weights.dtype)
+        self.ranks.add([counts])
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        return torch.stack([self._add(part, counts, weights) for batch in batches for part in self._parts(batch)]).sum(0)
+        errors = [self._add(part, counts, weights) for batch in batches for part in self._parts(batch)]
+        total = torch.stack(errors).sum(0) if errors else weights.new_zeros(2, 3)
+        self.ranks.add([*self.step.gradients(), total])
+        return total
 
     def _parts(self, items: Sequence[Batch]) -> Iterator[Sequence[Batch]]:
         """Neighbouring structures together, as many as the budget lets."""

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -80,6 +80,13 @@ class TrainStep:
                 total += share
         self._add(gradients)
         return errors
+
+    def gradients(self) -> list[Tensor]:
+        """`.grad` of the parameters in their order; zeros where no step has added any yet."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [cast(Tensor, parameter.grad) for parameter in self.parameters]
 
     def _add(self, gradients: Sequence[Tensor]) -> None:
         gradients = [gradient.contiguous() for gradient in gradients]  # as the weights lie in memory: fused AdamW takes that for granted
