@@ -29,10 +29,11 @@ from flashace.train.checkpoint import BEST, Start, checkpoint_name, checkpoints_
 from flashace.train.config import write_config
 from flashace.train.data import LABELS, Labelled, content_hash
 from flashace.train.evaluate import error_rows, predict_graphs
+from flashace.train.lazy import MadeOnDemand
 from flashace.train.loss import Batch, make_item
 from flashace.train.metrics import UNITS
 from flashace.train.micro import MicroBatches
-from flashace.train.neighbors import MadeOnDemand, build_graphs, fresh_graphs
+from flashace.train.neighbors import build_graphs, fresh_graphs
 from flashace.train.optim import Schedule, loss_weights, make_average, make_optimizers
 from flashace.train.prepare import Prepared, make_model, start_readouts
 from flashace.train.step import TrainStep
