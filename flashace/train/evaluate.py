@@ -1,6 +1,6 @@
 """Model and frames in, predictions and errors out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from flashace.derivatives import EdgeBudget, predict_in_parts

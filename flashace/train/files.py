@@ -13,7 +13,8 @@ from ase.io.formats import filetype
 
 from flashace.errors import FlashACEError
 
-VASP = tuple(f"{name}{packed}" for name in ("vasprun.xml", "OUTCAR") for packed in ("", ".gz", ".bz2", ".xz"))  # the first of a folder counts
+# the first of these in a folder counts
+VASP = tuple(f"{name}{packed}" for name in ("vasprun.xml", "OUTCAR") for packed in ("", ".gz", ".bz2", ".xz"))
 LMDB = (".aselmdb", ".lmdb")
 
 

@@ -22,6 +22,7 @@ PROBE = 1.0  # s of building in this process, from which the rest is foreseen
 PARALLEL_PAYS = 20.0  # s ahead; other processes take some seconds to start
 CHUNK = 32  # frames handed to a process at once
 
+
 def build_graphs(frames: Sequence[Labelled], r_max: float, advance: Callable[[int], Any] = lambda done: None) -> list[Graph]:
     """One graph per frame, the same ones however many processes build them; `advance` is called with the number just done."""
     graphs: list[Graph] = []

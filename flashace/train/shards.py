@@ -16,12 +16,14 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from flashace.errors import FlashACEError
-from flashace.train.data import LABELS, LabelCount, Labelled, Labeller, LabelKeys, LabelSummary, content_hash, read_labelled
+from flashace.train.data import LABELS, LabelCount, LabelKeys, Labelled, Labeller, LabelSummary, content_hash, read_labelled
 from flashace.train.files import structures
 from flashace.train.lazy import MadeOnDemand
 
 FORMAT = 1
+NO_KEYS = LabelKeys()
 MANIFEST = "manifest.json"
+TOLD = 1000  # frames between two reports of progress
 # type and shape of one row. NaN is a label that a frame does not have
 PER_ATOM: dict[str, tuple[str, tuple[int, ...]]] = {"numbers": ("|u1", ()), "positions": ("<f8", (3,)), "forces": ("<f8", (3,))}
 PER_FRAME: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -63,15 +65,16 @@ class Shards(Sequence[Labelled]):
         atoms_of_frame = slice(*a["offsets"][i : i + 2].tolist())
         config_type = self.manifest["config_types"][a["config_type"][i]]
         file, place = a["origin"][i].tolist()
-        energy, forces, stress = float(a["energy"][i]), a["forces"][atoms_of_frame].copy(), a["stress"][i].copy()
         atoms = Atoms(a["numbers"][atoms_of_frame], a["positions"][atoms_of_frame], cell=a["cell"][i], pbc=a["pbc"][i])
-        labels = {name: None if np.isnan(x).any() else x for name, x in (("energy", energy), ("forces", forces), ("stress", stress))}
+        energy, forces, stress = (_known(values) for values in (a["energy"][i], a["forces"][atoms_of_frame], a["stress"][i]))
         if config_type:
             atoms.info["config_type"] = config_type
-        for name, holder in (("energy", atoms.info), ("forces", atoms.arrays), ("stress", atoms.info)):
-            if labels[name] is not None:
-                holder[f"REF_{name}"] = labels[name]
-        return Labelled(atoms, **labels, config_type=config_type, origin=f"{self.manifest['files'][file]}#{place}")  # type: ignore[arg-type]
+        for name, value, holder in (("energy", energy, atoms.info), ("forces", forces, atoms.arrays), ("stress", stress, atoms.info)):
+            if value is not None:
+                holder[f"REF_{name}"] = value
+        return Labelled(
+            atoms, None if energy is None else float(energy), forces, stress, config_type, f"{self.manifest['files'][file]}#{place}"
+        )
 
     def summary(self) -> LabelSummary:
         """Where `convert` found the labels."""
@@ -95,7 +98,7 @@ class Shards(Sequence[Labelled]):
 
 def read_data(
     paths: str | Path | Sequence[str | Path],
-    keys: LabelKeys = LabelKeys(),
+    keys: LabelKeys = NO_KEYS,
     required: Sequence[str] = ("energy", "forces"),
     complain: Callable[[str], Any] | None = None,
 ) -> tuple[Sequence[Labelled], LabelSummary]:
@@ -124,14 +127,14 @@ def is_shards(path: str | Path) -> bool:
 def convert(
     paths: Sequence[str | Path],
     folder: str | Path,
-    keys: LabelKeys = LabelKeys(),
+    keys: LabelKeys = NO_KEYS,
     overwrite: bool = False,
-    advance: Callable[[str, int | None], Any] = lambda what, total: None,
+    progress: Callable[[str, int, int | None], Any] = lambda what, done, total: None,
 ) -> Shards:
     """Write the frames of these files, with the labels that `read_labelled` gives them, as a folder of shards; and open it.
 
     The files are read twice, frame by frame: what they have decides where labels come from. The folder appears whole or not at all.
-    `advance` is called for each frame with what is done to it and how many there are, once that is known.
+    `progress` hears now and then what is done, to how many frames, and of how many, once that is known.
     Raises what `read_labelled` does, and FlashACEError for a folder that is there, unless it holds shards and `overwrite` is set.
     """
     folder = Path(folder)
@@ -139,13 +142,14 @@ def convert(
     labeller = Labeller(keys, ("energy",), paths)
     for atoms, origin in structures(paths):
         labeller.look(atoms, origin)
-        advance("looking for labels", None)
+        if labeller.frames % TOLD == 0:
+            progress("looking for labels", labeller.frames, None)
     labeller.decide()
     scratch, old = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "old"))
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
     scratch.mkdir(parents=True)
     try:
-        _write(scratch, paths, labeller, keys, lambda: advance("writing", labeller.frames))
+        _write(scratch, paths, labeller, keys, lambda done: progress("writing", done, labeller.frames))
         if folder.exists():
             folder.rename(old)
         scratch.rename(folder)
@@ -164,7 +168,7 @@ def _check_places(paths: Sequence[str | Path], folder: Path, overwrite: bool) ->
         raise FlashACEError(f"{folder}: expected a new folder for the shards, but it is there already; {mend}")
 
 
-def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: LabelKeys, advance: Callable[[], Any]) -> None:
+def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: LabelKeys, tell: Callable[[int], Any]) -> None:
     config_types: dict[str, int] = {}
     files: dict[str, int] = {}
     elements = np.zeros(256, dtype=np.int64)
@@ -197,7 +201,8 @@ def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: 
             }
             for name, values in row.items():
                 arrays[name].write(np.ascontiguousarray(values, dtype=shapes[name][0]).tobytes())
-            advance()
+            if done[0] % TOLD == 0:
+                tell(int(done[0]))
             yield frame
 
     with ExitStack() as stack:
@@ -245,6 +250,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "convert the files again with `flashace convert`"
         )
     return dict(manifest)
+
+
+def _known(values: np.ndarray) -> np.ndarray | None:
+    """A copy in memory; None of a label that is missing."""
+    return None if np.isnan(values).any() else values.copy()
 
 
 def _load(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -13,6 +13,7 @@ from flashace.train.data import Labelled
 BLOCK = 10_000  # rows of least squares held at once
 RANK = 1e-9  # singular values below this part of the largest one are zero
 
+
 @dataclass(frozen=True)
 class LossUnits:
     """What counts as an error of one: energy in eV/atom, forces in eV/Å, stress in eV/Å³."""
@@ -65,7 +66,7 @@ def _solved(elements: list[str], frames: Iterable[Labelled]) -> ReferenceEnergie
             block.append([*np.bincount(frame.atoms.numbers, minlength=len(chemical_symbols))[numbers], frame.energy])
             num_frames += 1
         if len(block) == BLOCK:  # the triangle has the same solution
-            rows, block = np.linalg.qr(np.vstack([rows, block]), mode="r"), []
+            rows, block = np.asarray(np.linalg.qr(np.vstack([rows, block]), mode="r")), []
     counts, energies = np.split(np.vstack([rows, *block]), [-1], axis=1)
     solution, _, rank, _ = np.linalg.lstsq(counts, energies[:, 0], rcond=RANK)
     origin = f"least squares over {num_frames} frames, rank {rank} of {len(elements)}"
@@ -101,7 +102,7 @@ def loss_units(frames: Sequence[Labelled]) -> LossUnits:
             values = getattr(frame, label)
             if values is not None:
                 total += np.square(values).sum(), values.size
-    forces, stress = _rms(*sums["forces"], least=1e-2), _rms(*sums["stress"], least=1e-3)
+    forces, stress = _rms(sums["forces"], least=1e-2), _rms(sums["stress"], least=1e-3)
     return LossUnits(energy=forces, forces=forces, stress=stress)
 
 
@@ -125,5 +126,6 @@ def neighbour_statistics(graphs: Iterable[Graph], before: Mapping[str, float]) -
     return max(edges / atoms, 1.0), named
 
 
-def _rms(squares: float, number: float, least: float) -> float:
+def _rms(sums: np.ndarray, least: float) -> float:
+    squares, number = sums
     return max(float(np.sqrt(squares / number)), least) if number else 1.0
