@@ -149,9 +149,8 @@ class Labeller:
 
     def summary(self) -> LabelSummary:
         """Where the labels of all frames so far were found."""
-        return LabelSummary(
-            self.frames, **{label: LabelCount(dict(used), dict(ignored)) for label, (used, ignored) in self._counts.items()}
-        )
+        counts = {label: LabelCount(dict(used), dict(ignored)) for label, (used, ignored) in self._counts.items()}
+        return LabelSummary(self.frames, **counts)
 
     def _value(self, label: str, atoms: Atoms, origin: str) -> Any:
         groups, chosen = self._groups[label], self._chosen[label]

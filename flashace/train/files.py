@@ -59,13 +59,10 @@ def _read(path: Path) -> Iterator[Atoms]:
             yield from map(_atoms_of, connect(path, type=form, use_lock_file=False).select())
         else:
             yield from iread(str(path), index=":", do_not_split_by_at_sign=True)
-    except ModuleNotFoundError as error:
-        raise FlashACEError(f"{path}: reading it takes the package {error.name}; `pip install 'flashace[lmdb]'`") from error
     except Exception as error:  # each of ASE's readers raises what its parser happens to raise
-        raise FlashACEError(
-            f"{path}: expected a file that ase.io.read can read, got {type(error).__name__}: {error}; "
-            "check that it is complete, or convert it to .extxyz"
-        ) from error
+        lacking = path.name.endswith(LMDB) and isinstance(error, ModuleNotFoundError)
+        mend = "`pip install 'flashace[lmdb]'`" if lacking else "check that it is complete, or convert it to .extxyz"
+        raise FlashACEError(f"{path}: expected a file that ase.io.read can read, got {type(error).__name__}: {error}; {mend}") from error
 
 
 def _atoms_of(row: Any) -> Atoms:

@@ -72,9 +72,8 @@ class Shards(Sequence[Labelled]):
         for name, value, holder in (("energy", energy, atoms.info), ("forces", forces, atoms.arrays), ("stress", stress, atoms.info)):
             if value is not None:
                 holder[f"REF_{name}"] = value
-        return Labelled(
-            atoms, None if energy is None else float(energy), forces, stress, config_type, f"{self.manifest['files'][file]}#{place}"
-        )
+        origin = f"{self.manifest['files'][file]}#{place}"
+        return Labelled(atoms, None if energy is None else float(energy), forces, stress, config_type, origin)
 
     def summary(self) -> LabelSummary:
         """Where `convert` found the labels."""
