@@ -35,9 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        print(
-            "| frames | convert, CPU s | its memory, MB | shards, MB | random read, µs | fit, CPU s | its own memory, MB | all its memory, MB |"
-        )
+        print("| frames | convert, CPU s | own memory, MB | shards, MB | random read, µs | fit, CPU s | own memory, MB | with files, MB |")
         print("|---|---|---|---|---|---|---|---|", flush=True)
         for frames in arguments.frames:
             print(f"| {frames:,} | {row(folder, frames)} |", flush=True)

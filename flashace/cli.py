@@ -107,7 +107,7 @@ def main() -> None:
 @click.option("--solve-atomic-energies", is_flag=True, default=None, help="Reference energies by least squares, whatever else there is.")
 @click.option("--precompute-neighbors/--no-precompute-neighbors", default=None, help="Neighbour lists once, or again for every batch.")
 def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, **flags: Any) -> None:
-    """Fit a model to labelled structures (any format that ASE reads)."""
+    """Fit a model to labelled structures (any format that ASE reads, or shards of `flashace convert`)."""
     started = time.monotonic()
     _keep_freed_memory()
     if resume is not None:
