@@ -57,9 +57,9 @@ def evaluate(num_atoms: int, max_edges: int | None) -> tuple[float, float]:
     return memory("VmHWM") - before, time.process_time() - start
 
 
-def memory(name: str) -> float:
-    """Bytes that this process holds (VmRSS), or held at most (VmHWM)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+def memory(name: str, process: int | str = "self") -> float:
+    """Bytes that a process holds (VmRSS; without mapped files RssAnon), or held at most (VmHWM)."""
+    line = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith(name))
     return 1024 * float(line.split()[1])
 
 

@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from flashace.calculator import FlashACE, choose_device, choose_dtype
 from flashace.errors import FlashACEError
+from flashace.graph import Graph
 from flashace.kernels.splines import splines_of
 from flashace.lammps.export import export_for_lammps
 from flashace.model_file import load_model, read_header, save_model
@@ -30,13 +32,16 @@ from flashace.train.check import quick_check
 from flashace.train.check.finding import finding_table, mends
 from flashace.train.checkpoint import checkpoints_in
 from flashace.train.config import FitConfig, load_config
-from flashace.train.data import LabelKeys, read_labelled
+from flashace.train.data import LabelKeys, Labelled
 from flashace.train.evaluate import error_rows, predict_graphs
-from flashace.train.loop import LEFT_BY_A_FIT
+from flashace.train.lazy import chained
+from flashace.train.loop import LEFT_BY_A_FIT, progress_bar
 from flashace.train.loop import fit as run_fit
-from flashace.train.neighbors import build_graphs
+from flashace.train.neighbors import build_graphs, fresh_graphs
 from flashace.train.prepare import Prepared, prepare
 from flashace.train.ranks import joined
+from flashace.train.shards import convert as convert_files
+from flashace.train.shards import read_data
 from flashace.verify import PRECISIONS, calculator_factory, law_table
 from flashace.verify import verify as verify_laws
 
@@ -108,7 +113,7 @@ def main() -> None:
 @click.option("--solve-atomic-energies", is_flag=True, default=None, help="Reference energies by least squares, whatever else there is.")
 @click.option("--precompute-neighbors/--no-precompute-neighbors", default=None, help="Neighbour lists once, or again for every batch.")
 def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, **flags: Any) -> None:
-    """Fit a model to labelled structures (any format that ASE reads)."""
+    """Fit a model to labelled structures (any format that ASE reads, or shards of `flashace convert`)."""
     started = time.monotonic()
     _keep_freed_memory()
     with joined() as ranks:
@@ -184,6 +189,26 @@ def check(data: tuple[str, ...], json_file: str | None, **keys: Any) -> None:
 
 
 @main.command()
+@click.argument("data", nargs=-1, required=True)
+@click.argument("shards", type=click.Path())
+@click.option("--overwrite", is_flag=True, help="Delete the shards that the folder holds.")
+@click.option("--energy-key", help="Name of the energy in DATA.")
+@click.option("--forces-key", help="Name of the forces in DATA.")
+@click.option("--stress-key", help="Name of the stress or virial in DATA.")
+def convert(data: tuple[str, ...], shards: str, overwrite: bool, **keys: Any) -> None:
+    """Write DATA as a folder SHARDS of memory-mapped arrays: `flashace fit SHARDS` then needs no more memory for more data."""
+    with progress_bar(console) as bar:
+        task = bar.add_task("")
+
+        def show(what: str, done: int, total: int | None) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        converted = convert_files(data, shards, _label_keys(keys), overwrite, show)
+    console.print(report.label_table(converted.summary()))
+    console.print(f"shards  {shards}: {len(converted)} frames, {converted.manifest['atoms']} atoms", soft_wrap=True)
+
+
+@main.command()
 @click.argument("model", type=click.Path())
 @click.argument("data", nargs=-1, required=True)
 @click.option("-o", "--output", default="predictions.extxyz", show_default=True, help="Frames with their predictions.")
@@ -195,8 +220,8 @@ def check(data: tuple[str, ...], json_file: str | None, **keys: Any) -> None:
 def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype: str, **keys: Any) -> None:
     """Errors of MODEL on labelled structures; predictions go to a file."""
     network = load_model(model, choose_dtype(dtype), choose_device(device))
-    frames, labels = read_labelled(data, _label_keys(keys), required=("energy",))
-    graphs = build_graphs(frames, network.config.r_max)
+    frames, labels = read_data(data, _label_keys(keys), required=("energy",))
+    graphs = _graphs(frames, network.config.r_max)
     for graph in graphs:
         network.check_elements(graph.numbers)
     predictions = predict_graphs(network, graphs)
@@ -222,7 +247,7 @@ def calibrate(model: str, data: tuple[str, ...], valid: tuple[str, ...], output:
     header = read_header(model)
     network = load_model(model, choose_dtype(header["dtype"]), choose_device(device))
     sets = calibration_sets(data, valid, _label_keys(keys), header["provenance"])
-    graphs = [build_graphs(frames, network.config.r_max) for frames in sets]
+    graphs = [_graphs(frames, network.config.r_max) for frames in sets]
     for graph in itertools.chain(*graphs):
         network.check_elements(graph.numbers)
     network.uncertainty = estimate_uncertainty(network, *zip(sets, graphs, strict=True))
@@ -294,7 +319,7 @@ def verify(
     model: str, structure: str, calculator: str, arguments: tuple[str, ...], json_file: str | None, device: str | None, dtype: str
 ) -> None:
     """Does MODEL obey the laws that a potential has to obey, on STRUCTURE (the last frame)? Exit status 1 where it does not."""
-    frames, _ = read_labelled(structure, required=())
+    frames, _ = read_data(structure, required=())
     make_calculator, choosable = calculator_factory(calculator, model, device, arguments)
     precisions = ("float64", "float32") if choosable and dtype == "float64" else (dtype,)
     results = verify_laws(make_calculator, frames[-1].atoms, precisions)
@@ -324,7 +349,7 @@ def serve(
     """Evaluate MODEL for a program that speaks the i-PI protocol, such as i-PI or ASE's SocketIOCalculator, until that ends."""
     if unixsocket is not None and (host, port) != (None, None):
         raise FlashACEError("address: expected --unixsocket, or --host and --port, got both; leave one out")
-    frames, _ = read_labelled(structure, required=())
+    frames, _ = read_data(structure, required=())
     evaluated = serve_sockets(FlashACE(model, device, dtype), frames[-1].atoms, unixsocket, host or "localhost", port or PORT, wait)
     console.print(f"the server has ended; structures evaluated: {evaluated}")
 
@@ -348,13 +373,18 @@ def _configuration(path: str | None, flags: dict[str, Any]) -> FitConfig:
     return load_config(path, flags)
 
 
+def _graphs(frames: Sequence[Labelled], r_max: float) -> Sequence[Graph]:
+    """Once for frames in memory, and at each access for those of shards."""
+    return build_graphs(frames, r_max) if isinstance(frames, list) else fresh_graphs(frames, r_max)
+
+
 def _label_keys(keys: dict[str, Any]) -> LabelKeys:
     return LabelKeys(**{name.removesuffix("_key"): key for name, key in keys.items()})
 
 
 def _stop_on_wrong_labels(prepared: Prepared) -> None:
     """Prints what is surely wrong with the frames of a fit, and raises FlashACEError unless `force` is set."""
-    wrong = [finding for finding in quick_check([*prepared.train, *prepared.valid]) if finding.severity == "surely wrong"]
+    wrong = [finding for finding in quick_check(chained(prepared.train, prepared.valid)) if finding.severity == "surely wrong"]
     if not wrong:
         return
     console.print(finding_table(wrong))

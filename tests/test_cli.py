@@ -196,7 +196,7 @@ def fit_errors():
     return {
         "nothing": ([], ["expected DATA or --config, or one of config.yaml, training/config.yaml here"]),
         "missing data": (["no.extxyz"], ["no.extxyz: expected a file of structures, found no such file"]),
-        "a folder as data": (["."], [r"\.: expected a file that ase.io.read can read"]),
+        "a folder as data": (["."], [r"\.: expected a folder with vasprun"]),
         "missing config": (["{data}", "-c", "no.yaml"], ["--config no.yaml: no such file"]),
         "unknown key": (["{data}", "-c", "unknown.yaml"], ["unknown key `rmax`; did you mean `r_max`"]),
         "broken YAML": (["{data}", "-c", "broken.yaml"], ["broken.yaml: expected YAML"]),

@@ -11,7 +11,8 @@ from torch import Tensor
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.model import AttentionACE
-from flashace.train.data import LabelKeys, Labelled, content_hash, isolated_atom_energies, read_labelled, split
+from flashace.train.data import LabelKeys, Labelled, content_hash, isolated_atom_energies, split
+from flashace.train.shards import read_data
 from flashace.uncertainty import Uncertainty, calibrate
 
 Frames = tuple[Sequence[Labelled], Sequence[Graph]]  # and the graph of each
@@ -41,14 +42,14 @@ def estimate_uncertainty(model: AttentionACE, train: Frames, valid: Frames) -> U
 
 def calibration_sets(
     data: Sequence[str], valid: Sequence[str], keys: LabelKeys, provenance: Mapping[str, Any]
-) -> tuple[list[Labelled], list[Labelled]]:
+) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
     """The frames that a model with this provenance was fitted to, and others: of `valid`, or those of `data` that the fit held out.
 
     Raises FlashACEError where `data` is not what the model was fitted to.
     """
     fitted = {"frames": 0, "sha256": "", **provenance.get("training_data", {})}
-    train = isolated_atom_energies(read_labelled(data, keys)[0])[1]
-    others: list[Labelled] = []
+    train = isolated_atom_energies(read_data(data, keys)[0])[1]
+    others: Sequence[Labelled] = []
     if 0 < fitted["frames"] < len(train):
         train, others = split(train, 1 - fitted["frames"] / len(train), provenance.get("seed", 0))
     if content_hash(train) != fitted["sha256"]:
@@ -56,7 +57,7 @@ def calibration_sets(
             f"{', '.join(data)}: expected the {fitted['frames']} frames that the model was fitted to, with or without those that the fit "
             "held out, and found others; name the files of the fit in their order, and its keys"
         )
-    return train, isolated_atom_energies(read_labelled(valid, keys, required=("energy",))[0])[1] if valid else others
+    return train, isolated_atom_energies(read_data(valid, keys, required=("energy",))[0])[1] if valid else others
 
 
 def calibration_rows(frames: Sequence[Labelled], predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -40,8 +40,8 @@ class TrainConfig:
     """Everything about a fit but the shape of the model."""
 
     size: Literal["small", "medium", "large"] = Field("medium", description="sizes of the model, where no option gives them")
-    data: tuple[str, ...] = Field((), description="files of labelled structures, of any format that ase.io reads")
-    valid: tuple[str, ...] = Field((), description="files for validation; where none is given, a part of `data`")
+    data: tuple[str, ...] = Field((), description="files of labelled structures, folders of VASP runs, or one folder of shards")
+    valid: tuple[str, ...] = Field((), description="files, or shards, for validation; where none is given, a part of `data`")
     valid_fraction: float = Field(0.1, gt=0, lt=1, description="part of `data` kept for validation")
     isolated_atoms: str | None = Field(None, description="file with one single-atom frame per element, for E0")
     atomic_energies: dict[str, float] | None = Field(None, description="E0 per element in eV")
@@ -83,7 +83,7 @@ class TrainConfig:
     forces_weight: Weight = Field(1.0, description="weight of the forces, or {progress: weight}")
     stress_weight: Weight = Field(1.0, description="weight of the stress, or {progress: weight}")
     compile: Literal["auto"] | bool = Field("auto", description="compile the training step: true, false, or auto, when it pays")
-    precompute_neighbors: bool = Field(True, description="build neighbour lists once; false: again for every batch, to save memory")
+    precompute_neighbors: bool = Field(True, description="build neighbour lists once; false, and always for shards: again for every batch")
     checkpoint_interval: int = Field(10, ge=1, description="epochs between checkpoints")
     checkpoint_dir: str = Field("checkpoints", description="folder for them; inside the run folder unless absolute")
     keep_checkpoints: int = Field(3, ge=1, description="so many of the newest are kept, and the best")

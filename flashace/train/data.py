@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.db import connect
-from ase.io import read
-from ase.io.formats import filetype
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from flashace.errors import FlashACEError
+from flashace.train.files import structures
+from flashace.train.lazy import take
 
 LABELS = ("energy", "forces", "stress")
 
@@ -75,7 +74,7 @@ def read_labelled(
     required: Sequence[str] = ("energy", "forces"),
     complain: Callable[[str], Any] | None = None,
 ) -> tuple[list[Labelled], LabelSummary]:
-    """All frames of one or several files of any format that ASE reads, with their labels and a summary of the sources.
+    """All frames of one or several files or folders (`structures` says which), with their labels and a summary of the sources.
 
     `required` names the labels that at least one frame must have: `("energy",)` for a file of isolated atoms. Within
     calculator results, a frame with forces takes `free_energy`, whose derivative they are, before `energy`. Virials
@@ -88,33 +87,99 @@ def read_labelled(
     misshapen or contradictory.
     """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    frames = [(atoms, f"{path}#{i}") for path in paths for i, atoms in enumerate(_read_frames(Path(path)))]
-    if not frames:
-        raise FlashACEError(f"{_listed(paths)}: expected at least one frame, got none; name a file with structures")
-    frames = [(atoms, origin) for atoms, origin in frames if _allowed(complain, _check_structure, atoms, origin)]
-
-    labels, counts = {}, {}
-    for label in LABELS:
-        required_here = label in required
-        labels[label], counts[label] = _read_label(frames, label, getattr(keys, label), required_here, _listed(paths), complain)
-    labelled = [
-        Labelled(atoms, energy, forces, stress, str(atoms.info.get("config_type", "")), origin)
-        for (atoms, origin), energy, forces, stress in zip(frames, *labels.values(), strict=True)
-    ]
-    return labelled, LabelSummary(len(frames), **counts)
+    frames = list(structures(paths))
+    labeller = Labeller(keys, required, paths, complain)
+    frames = [(atoms, origin) for atoms, origin in frames if labeller.look(atoms, origin)]
+    labeller.decide()
+    return [labeller.label(atoms, origin) for atoms, origin in frames], labeller.summary()
 
 
-def isolated_atom_energies(frames: Sequence[Labelled]) -> tuple[dict[str, float], list[Labelled]]:
+class Labeller:
+    """The labels of one set of frames that need not be in memory: `look` at each of them, `decide`, then `label` each.
+
+    Arguments and errors are those of `read_labelled`.
+    """
+
+    def __init__(self, keys: LabelKeys, required: Sequence[str], paths: Sequence[str | Path], complain: Callable[[str], Any] | None = None):
+        self.required, self.where, self.complain = required, _listed(paths), complain
+        self.frames = self.atoms = 0  # looked at
+        self._any = False
+        self._keys = {label: getattr(keys, label) for label in LABELS}
+        self._groups = {label: _source_groups(label, key) for label, key in self._keys.items()}
+        self._present: dict[str, set[int]] = {label: set() for label in LABELS}  # groups that any frame has
+        self._chosen: dict[str, int] = {}
+        self._counts = {label: (Counter[str](), Counter[str]()) for label in LABELS}  # used, ignored
+        self._places: dict[str, set[str]] = {"info": set(), "arrays": set(), "calculator results": set()}
+
+    def look(self, atoms: Atoms, origin: str) -> bool:
+        """What sources a frame has; False where its structure is broken and there is `complain`, so that it has to be left out."""
+        self._any = True
+        if not _allowed(self.complain, _check_structure, atoms, origin):
+            return False
+        self.frames, self.atoms = self.frames + 1, self.atoms + len(atoms)
+        for label, groups in self._groups.items():
+            self._present[label].update(i for i, group in enumerate(groups) if _sources_in(atoms, group))
+        results = getattr(atoms.calc, "results", {})
+        for place, names in zip(self._places.values(), (atoms.info, atoms.arrays, results), strict=True):
+            place.update(map(str, names))
+        return True
+
+    def decide(self) -> None:
+        """Take each label from the first group of sources that any frame has."""
+        if not self._any:
+            raise FlashACEError(f"{self.where}: expected at least one frame, got none; name a file with structures")
+        for label, key in self._keys.items():
+            present, groups = self._present[label], self._groups[label]
+            if key is not None and 0 not in present:
+                raise FlashACEError(
+                    f"{self.where}: expected {label} under the key {key!r}, but no frame has it; "
+                    f"{self._keys_that_exist()}; correct --{label}-key or leave it out"
+                )
+            if label in self.required and not present:
+                raise FlashACEError(
+                    f"{self.where}: expected {label} in at least one of {self.frames} frames, found none; looked for "
+                    f"{_listed(chain(*groups))}; {self._keys_that_exist()}; name the right key with --{label}-key"
+                )
+            self._chosen[label] = min(present, default=len(groups) - 1)
+
+    def label(self, atoms: Atoms, origin: str) -> Labelled:
+        """The frame with its labels."""
+        values = {label: self._value(label, atoms, origin) for label in LABELS}
+        return Labelled(atoms, **values, config_type=str(atoms.info.get("config_type", "")), origin=origin)
+
+    def summary(self) -> LabelSummary:
+        """Where the labels of all frames so far were found."""
+        counts = {label: LabelCount(dict(used), dict(ignored)) for label, (used, ignored) in self._counts.items()}
+        return LabelSummary(self.frames, **counts)
+
+    def _value(self, label: str, atoms: Atoms, origin: str) -> Any:
+        groups, chosen = self._groups[label], self._chosen[label]
+        used, ignored = self._counts[label]
+        sources = _sources_in(atoms, groups[chosen])
+        if sources and self.complain is not None and not _allowed(self.complain, _value, label, atoms, sources, origin):
+            sources = []
+        used.update(sources[:1])
+        if sources:
+            return _value(label, atoms, sources, origin)
+        ignored.update(_sources_in(atoms, chain(*groups[chosen + 1 :]))[:1])
+        return None
+
+    def _keys_that_exist(self) -> str:
+        places = {**self._places, "arrays": self._places["arrays"] - {"numbers", "positions"}}
+        return "the keys that exist are " + ", ".join(f"{place}: {_listed(sorted(keys))}" for place, keys in places.items())
+
+
+def isolated_atom_energies(frames: Sequence[Labelled]) -> tuple[dict[str, float], Sequence[Labelled]]:
     """Element -> energy in eV from frames with config_type IsolatedAtom (or isolated_atom, …); and the other frames.
 
     Raises FlashACEError for such a frame with several atoms or no energy, and for two energies of one element.
     """
     tolerance = 1e-4  # eV; the same calculation, printed with fewer digits
     first: dict[str, tuple[float, str]] = {}
-    rest = []
-    for frame in frames:
-        if frame.config_type.lower().replace("_", "") != "isolatedatom":
-            rest.append(frame)
+    isolated = np.zeros(len(frames), dtype=bool)
+    for i, frame in enumerate(frames):
+        isolated[i] = frame.config_type.lower().replace("_", "") == "isolatedatom"
+        if not isolated[i]:
             continue
         if len(frame.atoms) != 1 or frame.energy is None:
             raise FlashACEError(
@@ -128,10 +193,10 @@ def isolated_atom_energies(frames: Sequence[Labelled]) -> tuple[dict[str, float]
                 f"isolated {element}: expected one energy, got {energy} eV in {origin} and {frame.energy} eV in "
                 f"{frame.origin}; keep the one that belongs to this data"
             )
-    return {element: energy for element, (energy, _) in first.items()}, rest
+    return {element: energy for element, (energy, _) in first.items()}, take(frames, np.flatnonzero(~isolated))
 
 
-def split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+def split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
     """Training and validation frames, drawn at random: the same seed draws the same frames.
 
     Each part keeps the order of `frames` and has at least one. Raises FlashACEError for a fraction outside (0, 1) and
@@ -145,10 +210,9 @@ def split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple
             "add frames or name validation data with --valid"
         )
     num_valid = min(max(round(valid_fraction * len(frames)), 1), len(frames) - 1)
-    chosen = set(np.random.default_rng(seed).permutation(len(frames))[:num_valid].tolist())
-    train = [frame for i, frame in enumerate(frames) if i not in chosen]
-    valid = [frame for i, frame in enumerate(frames) if i in chosen]
-    return train, valid
+    valid = np.zeros(len(frames), dtype=bool)
+    valid[np.random.default_rng(seed).permutation(len(frames))[:num_valid]] = True
+    return take(frames, np.flatnonzero(~valid)), take(frames, np.flatnonzero(valid))
 
 
 def content_hash(frames: Iterable[Labelled]) -> str:
@@ -171,28 +235,6 @@ def lookup(atoms: Atoms, source: str) -> Any:
     return atoms.info.get(source, atoms.arrays.get(source))
 
 
-def _read_frames(path: Path) -> list[Atoms]:
-    if not path.exists():
-        raise FlashACEError(f"{path}: expected a file of structures, found no such file; check the path")
-    try:
-        form = filetype(str(path))
-        if form in ("db", "json"):  # ase.io.read drops a row's own keys, config_type among them
-            return [_atoms_of(row) for row in connect(path, type=form, use_lock_file=False).select()]
-        return list(read(path, index=":", do_not_split_by_at_sign=True))
-    except Exception as error:  # each of ASE's readers raises what its parser happens to raise
-        raise FlashACEError(
-            f"{path}: expected a file that ase.io.read can read, got {type(error).__name__}: {error}; "
-            "check that it is complete, or convert it to .extxyz"
-        ) from error
-
-
-def _atoms_of(row: Any) -> Atoms:
-    atoms = row.toatoms()
-    atoms.info.update(row.key_value_pairs)
-    atoms.info.update(row.data)
-    return atoms
-
-
 def _check_structure(atoms: Atoms, origin: str) -> None:
     if len(atoms) == 0:
         raise FlashACEError(f"{origin}: expected at least one atom, got an empty frame; remove it")
@@ -211,42 +253,6 @@ def _allowed(complain: Callable[[str], Any] | None, check: Callable[..., Any], *
         complain(str(error))
         return False
     return True
-
-
-def _read_label(
-    frames: list[tuple[Atoms, str]], label: str, key: str | None, required: bool, where: str, complain: Callable[[str], Any] | None
-) -> tuple[list[Any], LabelCount]:
-    """One label of every frame from the first group of sources that any frame has, and what was used and ignored."""
-    chosen, later = _choose_sources([atoms for atoms, _ in frames], label, key, required, where)
-    values, used, ignored = [], Counter[str](), Counter[str]()
-    for atoms, origin in frames:
-        sources = _sources_in(atoms, chosen)
-        if sources and complain is not None and not _allowed(complain, _value, label, atoms, sources, origin):
-            sources = []
-        values.append(_value(label, atoms, sources, origin) if sources else None)
-        used.update(sources[:1])
-        ignored.update([] if sources else _sources_in(atoms, later)[:1])
-    return values, LabelCount(dict(used), dict(ignored))
-
-
-def _choose_sources(
-    structures: list[Atoms], label: str, key: str | None, required: bool, where: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The first group of sources that any frame has, and the sources of the groups after it."""
-    groups = _source_groups(label, key)
-    present = [any(_sources_in(atoms, group) for atoms in structures) for group in groups]
-    if key is not None and not present[0]:
-        raise FlashACEError(
-            f"{where}: expected {label} under the key {key!r}, but no frame has it; "
-            f"{_keys_that_exist(structures)}; correct --{label}-key or leave it out"
-        )
-    if required and not any(present):
-        raise FlashACEError(
-            f"{where}: expected {label} in at least one of {len(structures)} frames, found none; looked for "
-            f"{_listed(chain(*groups))}; {_keys_that_exist(structures)}; name the right key with --{label}-key"
-        )
-    first = present.index(True) if any(present) else len(groups) - 1
-    return groups[first], tuple(chain(*groups[first + 1 :]))
 
 
 def _source_groups(label: str, key: str | None) -> list[tuple[str, ...]]:
@@ -321,15 +327,6 @@ def _numbers(atoms: Atoms, source: str, origin: str) -> np.ndarray:
     if not np.isfinite(value).all():
         raise FlashACEError(f"{origin}: {source}: expected finite numbers, got NaN or infinity; repair or remove this frame")
     return value.astype(float)
-
-
-def _keys_that_exist(structures: list[Atoms]) -> str:
-    places = {
-        "info": {str(key) for atoms in structures for key in atoms.info},
-        "arrays": {key for atoms in structures for key in atoms.arrays} - {"numbers", "positions"},
-        "calculator results": {key for atoms in structures for key in getattr(atoms.calc, "results", {})},
-    }
-    return "the keys that exist are " + ", ".join(f"{place}: {_listed(sorted(keys))}" for place, keys in places.items())
 
 
 def _listed(names: Iterable[Any]) -> str:

@@ -6,9 +6,10 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,11 +29,12 @@ from flashace.train.calibrate import estimate_uncertainty
 from flashace.train.checkpoint import BEST, Start, checkpoint_name, checkpoints_in, keep_newest, save_checkpoint
 from flashace.train.config import write_config
 from flashace.train.data import LABELS, Labelled, content_hash
-from flashace.train.evaluate import error_rows, predict_graphs
+from flashace.train.evaluate import error_rows, predict_each, predict_graphs
+from flashace.train.lazy import MadeOnDemand, sample
 from flashace.train.loss import Batch, make_item
 from flashace.train.metrics import UNITS
 from flashace.train.micro import MicroBatches
-from flashace.train.neighbors import MadeOnDemand, build_graphs, fresh_graphs
+from flashace.train.neighbors import build_graphs, fresh_graphs
 from flashace.train.optim import Schedule, loss_weights, make_average, make_optimizers
 from flashace.train.prepare import Prepared, make_model, start_readouts
 from flashace.train.ranks import ALONE, LostRank, Ranks, shares
@@ -41,6 +43,7 @@ from flashace.train.step import TrainStep
 COMPILE_PAYS = 12 * 60  # s of plain training above which compiling is worth its one to three minutes
 LEFT_BY_A_FIT = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png")
 FOR_THE_END = 0.03  # part of `max_time` kept for the closing table and the pictures
+CLOSING_FRAMES = 10_000  # evenly drawn from each set, for the closing table, the pictures and the uncertainty
 
 
 class Trainer:
@@ -87,6 +90,11 @@ class Trainer:
         """The model with averaged weights."""
         return cast(AttentionACE, self.average.module)
 
+    @cached_property
+    def train_hash(self) -> str:
+        """The `content_hash` of the training frames."""
+        return content_hash(self.prepared.train)
+
     def _say(self, sentence: str) -> None:
         self.console.print(sentence, soft_wrap=True)
 
@@ -94,7 +102,7 @@ class Trainer:
         r_max = self.prepared.config.model.r_max
         if not self.config.precompute_neighbors:
             return [fresh_graphs(frames, r_max) for frames in sets]
-        with _bar(self.console) as bar:
+        with progress_bar(self.console) as bar:
             task = bar.add_task("neighbour lists", total=sum(map(len, sets)))
 
             def build(frames: Sequence[Labelled]) -> Sequence[Graph]:
@@ -113,7 +121,7 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end; False where Ctrl-C or SIGTERM came first, with everything saved."""
-        with _stop_signals(self.ranks) as stop, _bar(self.console) as bar:
+        with _stop_signals(self.ranks) as stop, progress_bar(self.console) as bar:
             task = bar.add_task("fit", total=1000)
             while self._goes_on(stop):
                 try:
@@ -156,7 +164,7 @@ class Trainer:
         for indices in self._batches()[self.position :]:
             if not self._goes_on(stop):
                 break
-            self._train_on(indices, self.reached)
+            self._train_on(indices.tolist(), self.reached)
             tick()
         else:
             self.epoch, self.position = self.epoch + 1, 0
@@ -215,12 +223,12 @@ class Trainer:
             self.console.print("compiling the training step: one to three minutes, once")
             self.step.compiled = True
             weights = loss_weights(0.0, self.config).to(self.prepared.device, self.prepared.dtype)
-            self.micro_batches([self.items[i] for i in self._share(self._batches()[0])], weights)
+            self.micro_batches([self.items[i] for i in self._share(self._batches()[0].tolist())], weights)
             self.model.zero_grad()
 
-    def _batches(self) -> list[list[int]]:
+    def _batches(self) -> list[np.ndarray]:
         """The frames of each step of this epoch; it depends on seed and epoch alone, so that a resumed fit meets the same batches."""
-        order = np.random.default_rng([self.config.seed, self.epoch]).permutation(len(self.items)).tolist()
+        order = np.random.default_rng([self.config.seed, self.epoch]).permutation(len(self.items))
         size = self.batch_size * self.config.grad_accum_steps
         return [order[i : i + size] for i in range(0, len(order), size)]
 
@@ -271,9 +279,11 @@ class Trainer:
             self.console.print(f"{self.progress():4.0%}  {ahead:3.0f} min to go  {text}", soft_wrap=True)
         return text
 
-    def _predict(self, graphs: Sequence[Graph]) -> list[dict[str, Any]]:
-        """`predict_graphs` with averaged weights; complete on the first rank, and shared between all of them."""
+    def _predict(self, graphs: Sequence[Graph]) -> Iterable[dict[str, Any]]:
+        """`predict_each` with averaged weights; complete on the first rank, and shared between all of them."""
         rank, size = self.ranks.rank, self.ranks.size
+        if size == 1:
+            return predict_each(self.averaged, graphs)
         own = MadeOnDemand(lambda i: graphs[rank + i * size], len(range(rank, len(graphs), size)))
         predictions: list[dict[str, Any]] = [{}] * len(graphs)
         for first, found in enumerate(self.ranks.gather(predict_graphs(self.averaged, own))):
@@ -346,7 +356,7 @@ class Trainer:
         """What decides which frames the next step meets."""
         t = self.config
         return {
-            "training frames": content_hash(self.prepared.train),
+            "training frames": self.train_hash,
             "batch_size": t.batch_size,
             "grad_accum_steps": t.grad_accum_steps,
             "seed": t.seed,
@@ -406,11 +416,11 @@ class Trainer:
         model.load_state_dict(self.best, strict=True)
         predictions = {}
         sets = {
-            "train": (self.prepared.train, self.train_graphs),
-            "validation": (self.prepared.valid, self.valid_graphs),
+            "train": (sample(self.prepared.train, CLOSING_FRAMES), sample(self.train_graphs, CLOSING_FRAMES)),
+            "validation": (sample(self.prepared.valid, CLOSING_FRAMES), sample(self.valid_graphs, CLOSING_FRAMES)),
         }
         for name, (frames, graphs) in sets.items():
-            predictions[name] = frames, self._predict(graphs)
+            predictions[name] = frames, list(self._predict(graphs))
         self.ranks.leave()
         if not self.ranks.first:
             return
@@ -433,7 +443,7 @@ class Trainer:
             "training_data": {
                 "files": list(self.config.data),
                 "frames": len(self.prepared.train),
-                "sha256": content_hash(self.prepared.train),
+                "sha256": self.train_hash,
             },
             "reference_energies": self.prepared.references.origin,
             "errors": rows,
@@ -509,7 +519,8 @@ def _stop_signals(ranks: Ranks) -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _bar(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """Shown on a terminal only, and gone when it is done."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from multiprocessing import get_context
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,30 +16,11 @@ from ase import Atoms
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, build_graph
 from flashace.train.data import Labelled
+from flashace.train.lazy import MadeOnDemand
 
 PROBE = 1.0  # s of building in this process, from which the rest is foreseen
 PARALLEL_PAYS = 20.0  # s ahead; other processes take some seconds to start
 CHUNK = 32  # frames handed to a process at once
-
-T = TypeVar("T")
-
-
-class MadeOnDemand(Sequence[T]):
-    """A sequence that keeps nothing: each access calls `make` with the index."""
-
-    def __init__(self, make: Callable[[int], T], length: int) -> None:
-        self._make, self._length = make, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        indices = range(self._length)[index]
-        return self._make(indices) if isinstance(indices, int) else [self._make(i) for i in indices]
 
 
 def build_graphs(frames: Sequence[Labelled], r_max: float, advance: Callable[[int], Any] = lambda done: None) -> list[Graph]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from flashace.train import statistics
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, load_config
 from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, read_labelled, split
+from flashace.train.lazy import chained
 from flashace.train.metrics import UNITS
+from flashace.train.shards import read_data
 
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
 MAX_FRAMES_TO_START, RIDGE = 500, 1e-4
@@ -32,8 +35,8 @@ class Prepared:
 
     config: FitConfig
     labels: LabelSummary
-    train: list[Labelled]
-    valid: list[Labelled]
+    train: Sequence[Labelled]
+    valid: Sequence[Labelled]
     references: statistics.ReferenceEnergies
     units: statistics.LossUnits
     device: torch.device
@@ -68,6 +71,7 @@ class Prepared:
             ("model", f"{t.size}: " + ", ".join(f"{name} {getattr(m, name)}" for name in SIZE_NAMES)),
             ("cutoff", f"{m.r_max:g} Å"),
             ("batch size", batch),
+            ("neighbour lists", "built once" if t.precompute_neighbors else "built again for every batch"),
             ("length", length),
             ("loss units", ", ".join(units)),
             ("device, dtype", f"{self.device}, {t.dtype}; {torch.get_num_threads()} threads"),
@@ -92,21 +96,21 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     if not t.data:
         raise FlashACEError("data: expected at least one file of labelled structures, got none; `flashace fit data.extxyz`")
     keys = LabelKeys(t.energy_key, t.forces_key, t.stress_key)
-    frames, labels = read_labelled(t.data, keys)
+    frames, labels = read_data(t.data, keys)
     isolated, frames = isolated_atom_energies(frames)
     if t.valid:
-        train, valid = frames, isolated_atom_energies(read_labelled(t.valid, keys)[0])[1]
+        train, valid = frames, isolated_atom_energies(read_data(t.valid, keys)[0])[1]
     else:
         train, valid = split(frames, t.valid_fraction, t.seed)
     if not train or not valid:
         raise FlashACEError(f"expected training and validation frames, got {len(train)} and {len(valid)} (isolated atoms aside)")
     _same_elements(train, valid)
     if start is not None:
-        _check_start(start, config, statistics.elements_of([*train, *valid]))
+        _check_start(start, config, statistics.elements_of(train))
     if start is not None and restart is not None:
         references = statistics.ReferenceEnergies(start.model["atomic_energies"], start.reference_energies)
     else:
-        references = _reference_energies(config, isolated, [*train, *valid], start)
+        references = _reference_energies(config, isolated, chained(train, valid), start)
     num_atoms = float(np.mean([len(frame.atoms) for frame in train]))
     batch_size = t.batch_size or max(min(round(TYPICAL_ATOMS / num_atoms), len(train) // 10, 32), 2)
     epochs = t.epochs
@@ -116,6 +120,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         t,
         batch_size=min(batch_size, len(train)),
         epochs=epochs,
+        precompute_neighbors=t.precompute_neighbors and isinstance(train, list) and isinstance(valid, list),
     )
     units = statistics.loss_units(train)
     return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype, start)
@@ -161,15 +166,16 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
         )
     start = prepared.start
     before = {} if start is None else start.model.get("shortest_distances")  # None of a model that does not know its own
+    average, shortest = statistics.neighbour_statistics(graphs, before or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(prepared.config.train.seed)
         model = AttentionACE(
             prepared.config.model,
             prepared.references.values,
             scale=prepared.units.forces if start is None else start.model["scale"],
-            avg_num_neighbors=statistics.avg_num_neighbors(graphs) if start is None else start.model["avg_num_neighbors"],
+            avg_num_neighbors=average if start is None else start.model["avg_num_neighbors"],
             dtype=prepared.dtype,
-            shortest_distances=None if before is None else statistics.shortest_distances(graphs, before),
+            shortest_distances=None if before is None else shortest,
         )
     if start is not None:
         model.load_state_dict(start.weights, strict=True)
@@ -180,12 +186,12 @@ def _reference_energies(
     config: FitConfig, isolated: dict[str, float], frames: Sequence[Labelled], start: Start | None
 ) -> statistics.ReferenceEnergies:
     """E0 in the one way that holds; two ways that say different things are an error, and no way at all means least squares."""
-    t, elements = config.train, statistics.elements_of(frames)
+    t = config.train
     ways: dict[str, dict[str, float]] = {}
     if start is not None and t.use_checkpoint_energy_shift:
         ways[f"{start.path} (use_checkpoint_energy_shift)"] = start.model["atomic_energies"]
     if t.energy_shift_per_atom is not None:
-        ways["energy_shift_per_atom"] = dict.fromkeys(elements, t.energy_shift_per_atom)
+        ways["energy_shift_per_atom"] = dict.fromkeys(statistics.elements_of(frames), t.energy_shift_per_atom)
     if t.atomic_energies:
         ways["atomic_energies"] = t.atomic_energies
     if t.isolated_atoms:
@@ -234,7 +240,8 @@ def start_readouts(model: AttentionACE, graphs: Sequence[Graph], frames: Sequenc
     With true isolated-atom energies as reference, frames are bound by several eV per atom: the fit would spend its first epochs on that
     constant, with gradients far larger than any that follow.
     """
-    chosen = [(i, len(f.atoms), f.energy) for i, f in enumerate(frames) if f.energy is not None][:MAX_FRAMES_TO_START]
+    known = ((i, len(f.atoms), f.energy) for i, f in enumerate(frames) if f.energy is not None)
+    chosen = list(islice(known, MAX_FRAMES_TO_START))
     features, targets = [], []
     states: list[torch.Tensor] = []
     linears = [readout.linear for readout in model.readouts if isinstance(readout, Readout)]

@@ -1,6 +1,6 @@
 """Training frames in; reference energies, energy scale, neighbour count and the units of the loss out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,9 @@ from ase.data import atomic_numbers, chemical_symbols
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.train.data import Labelled
+
+BLOCK = 10_000  # rows of least squares held at once
+RANK = 1e-9  # singular values below this part of the largest one are zero
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,22 @@ def reference_energies(frames: Sequence[Labelled], given: Mapping[str, float], o
         )
     if given:
         return ReferenceEnergies({symbol: float(given[symbol]) for symbol in elements}, origin)
-    return _solved(elements, [frame for frame in frames if frame.energy is not None])
+    return _solved(elements, frames)
 
 
-def _solved(elements: list[str], frames: Sequence[Labelled]) -> ReferenceEnergies:
-    counts = np.array([[np.count_nonzero(frame.atoms.numbers == atomic_numbers[s]) for s in elements] for frame in frames], float)
-    counts = counts.reshape(len(frames), len(elements))
-    solution, _, rank, _ = np.linalg.lstsq(counts, np.array([frame.energy for frame in frames]))
-    origin = f"least squares over {len(frames)} frames, rank {rank} of {len(elements)}"
+def _solved(elements: list[str], frames: Iterable[Labelled]) -> ReferenceEnergies:
+    numbers = [atomic_numbers[symbol] for symbol in elements]
+    rows = np.empty((0, len(elements) + 1))  # counts of elements, and the energy
+    block, num_frames = [], 0
+    for frame in frames:
+        if frame.energy is not None:
+            block.append([*np.bincount(frame.atoms.numbers, minlength=len(chemical_symbols))[numbers], frame.energy])
+            num_frames += 1
+        if len(block) == BLOCK:  # the triangle has the same solution
+            rows, block = np.asarray(np.linalg.qr(np.vstack([rows, block]), mode="r")), []
+    counts, energies = np.split(np.vstack([rows, *block]), [-1], axis=1)
+    solution, _, rank, _ = np.linalg.lstsq(counts, energies[:, 0], rcond=RANK)
+    origin = f"least squares over {num_frames} frames, rank {rank} of {len(elements)}"
     mixed = [", ".join(group) for group in indistinct_elements(counts, elements)]
     if mixed:
         origin += f"; these compositions cannot tell apart {' nor '.join(mixed)}, so the smallest solution is taken"
@@ -70,7 +81,7 @@ def indistinct_elements(counts: np.ndarray, elements: Sequence[str]) -> list[lis
     """Groups of elements whose energies can be traded against each other without any total changing: the null space of counts
     [frames, elements], split into the sets that it ties together."""
     _, singular, basis = np.linalg.svd(counts, full_matrices=True)
-    rank = int((singular > 1e-9 * max(singular, default=0.0)).sum())
+    rank = int((singular > RANK * max(singular, default=0.0)).sum())
     null = basis[rank:].T @ basis[rank:]
     tied = np.abs(null) > 1e-9
     groups: list[set[int]] = []
@@ -85,15 +96,14 @@ def loss_units(frames: Sequence[Labelled]) -> LossUnits:
 
     An energy error of one is the force unit times 1 Å: an error, per atom, as large as the labels, as it is of the other two.
     """
-    forces = _rms([frame.forces for frame in frames if frame.forces is not None], least=1e-2)
-    stress = _rms([frame.stress for frame in frames if frame.stress is not None], least=1e-3)
+    sums = {"forces": np.zeros(2), "stress": np.zeros(2)}  # of squares, and their number
+    for frame in frames:
+        for label, total in sums.items():
+            values = getattr(frame, label)
+            if values is not None:
+                total += np.square(values).sum(), values.size
+    forces, stress = _rms(sums["forces"], least=1e-2), _rms(sums["stress"], least=1e-3)
     return LossUnits(energy=forces, forces=forces, stress=stress)
-
-
-def avg_num_neighbors(graphs: Sequence[Graph]) -> float:
-    """Neighbours per atom over all graphs, at least 1."""
-    edges, atoms = np.sum([(g.edge_vec.shape[0], g.numbers.shape[0]) for g in graphs], axis=0)
-    return max(float(edges / atoms), 1.0)
 
 
 def closest_pairs(graph: Graph) -> dict[tuple[int, int], float]:
@@ -103,16 +113,19 @@ def closest_pairs(graph: Graph) -> dict[tuple[int, int], float]:
     return {(a, b): float(r[(pairs[0] == a) & (pairs[1] == b)].min()) for a, b in np.unique(pairs, axis=1).T.tolist()}
 
 
-def shortest_distances(graphs: Sequence[Graph], before: Mapping[str, float]) -> dict[str, float]:
-    """{"C-Si": 1.3, …} in Å: for each pair of elements, the shortest distance within the cutoff over all graphs, or `before`."""
+def neighbour_statistics(graphs: Iterable[Graph], before: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Over all graphs, each looked at once: neighbours per atom, at least 1; and {"C-Si": 1.3, …} in Å, for each pair of elements the
+    shortest distance within the cutoff, or `before`."""
+    edges = atoms = 0
     shortest = {(atomic_numbers[a], atomic_numbers[b]): r for (a, b), r in ((pair.split("-"), r) for pair, r in before.items())}
     for graph in graphs:
+        edges, atoms = edges + graph.edge_vec.shape[0], atoms + graph.numbers.shape[0]
         for pair, r in closest_pairs(graph).items():
             shortest[pair] = min(r, shortest.get(pair, r))
-    return {f"{chemical_symbols[a]}-{chemical_symbols[b]}": shortest[a, b] for a, b in sorted(shortest)}
+    named = {f"{chemical_symbols[a]}-{chemical_symbols[b]}": shortest[a, b] for a, b in sorted(shortest)}
+    return max(edges / atoms, 1.0), named
 
 
-def _rms(arrays: Sequence[np.ndarray], least: float) -> float:
-    if not arrays:
-        return 1.0
-    return max(float(np.sqrt(np.mean(np.concatenate([a.ravel() for a in arrays]) ** 2))), least)
+def _rms(sums: np.ndarray, least: float) -> float:
+    squares, number = sums
+    return max(float(np.sqrt(squares / number)), least) if number else 1.0

@@ -6,8 +6,9 @@ from ase import Atoms
 
 from flashace.errors import FlashACEError
 from flashace.graph import build_graph
+from flashace.train import statistics
 from flashace.train.data import Labelled
-from flashace.train.statistics import avg_num_neighbors, elements_of, loss_units, reference_energies, shortest_distances
+from flashace.train.statistics import elements_of, loss_units, neighbour_statistics, reference_energies
 
 
 def frame(symbols, energy=None, forces=None, stress=None):
@@ -79,16 +80,27 @@ def test_perfect_crystals_do_not_divide_by_zero():
 
 def test_neighbours_are_counted_per_atom(structure):
     graphs = [build_graph(structure("crystal"), 2.5), build_graph(structure("atom"), 2.5)]
-    assert avg_num_neighbors(graphs[:1]) == 4.0
-    assert avg_num_neighbors(graphs) == pytest.approx(32 / 9)
-    assert avg_num_neighbors(graphs[1:]) == 1.0
+    assert neighbour_statistics(graphs[:1], {})[0] == 4.0
+    assert neighbour_statistics(graphs, {})[0] == pytest.approx(32 / 9)
+    assert neighbour_statistics(graphs[1:], {})[0] == 1.0
 
 
 def test_shortest_distances_are_those_of_all_graphs_and_of_what_was_before():
     graphs = [build_graph(frame(symbols).atoms, 4.0) for symbols in ("HCO", "OCC", "H")]  # in a row, 2 sqrt(3) Å apart
     near = build_graph(Atoms("CHC", [(0, 0, 0), (0, 1.25, 0), (3.0, 0, 0)]), 4.0)
     step = 2 * 3**0.5
-    found = shortest_distances([*graphs, near], {"C-O": 1.5, "H-H": 0.7, "C-C": 3.5})
+    _, found = neighbour_statistics([*graphs, near], {"C-O": 1.5, "H-H": 0.7, "C-C": 3.5})
     assert found == pytest.approx({"H-H": 0.7, "H-C": 1.25, "C-C": 3.0, "C-O": 1.5})
-    assert shortest_distances(graphs, {}) == pytest.approx({"H-C": step, "C-C": step, "C-O": step})
+    assert neighbour_statistics(graphs, {})[1] == pytest.approx({"H-C": step, "C-C": step, "C-O": step})
     assert list(found) == ["H-H", "H-C", "C-C", "C-O"]
+
+
+@pytest.mark.parametrize("formulas", [("SiC", "SiCH", "Si2C2OH", "SiCO"), ("SiC", "OH", "Si3C", "CO2")])
+def test_least_squares_block_by_block_is_least_squares(monkeypatch, formulas):
+    """Also where elements cannot be told apart, so that the rank has to be seen through the rounding of a triangle."""
+    rng = np.random.default_rng(0)
+    frames = [frame(formulas[i % 4], -1e4 * len(formulas[i % 4]) + rng.normal()) for i in range(50)]
+    whole = reference_energies(frames, {}, "")
+    monkeypatch.setattr(statistics, "BLOCK", 7)
+    assert reference_energies(frames, {}, "").origin == whole.origin
+    assert reference_energies(frames, {}, "").values == pytest.approx(whole.values, abs=1e-6)

@@ -8,18 +8,25 @@ from flashace.errors import FlashACEError
 from flashace.train.check.conventions import MIN_FRAMES, convention_findings, fit_linear
 from flashace.train.check.finding import Finding, sort_findings
 from flashace.train.check.plain_findings import label_findings, neighbour_findings
-from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, read_labelled
+from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies
+from flashace.train.lazy import sample
+from flashace.train.shards import read_data
 from flashace.train.statistics import elements_of
 
 QUICK_ATOMS = 20_000  # whose distances are looked at before a fit: a second
+QUICK_FRAMES = 20_000  # evenly drawn: some ten seconds
+MOST_FRAMES = 100_000  # of shards, evenly drawn: they have to be in memory
 TOUCHING = 2.0  # Å: half the covalent radii of most pairs, and short enough to be quick
 
 
 def check(paths: Sequence[str | Path], keys: LabelKeys) -> tuple[list[Finding], LabelSummary]:
     """All findings, the worst first, and where labels were read. Raises FlashACEError for files that cannot be read at all."""
     complaints: list[str] = []
-    frames, labels = read_labelled(paths, keys, required=(), complain=complaints.append)
+    everything, labels = read_data(paths, keys, required=(), complain=complaints.append)
+    frames = list(everything if isinstance(everything, list) else sample(everything, MOST_FRAMES))
     found = _unreadable(complaints)
+    if len(frames) < len(everything):
+        found.append(Finding("note", "a part was read", f"{len(frames)} of {len(everything)} frames of these shards, evenly drawn"))
     isolated, rest = _isolated(frames)
     found += isolated
     if rest:
@@ -34,7 +41,8 @@ def check(paths: Sequence[str | Path], keys: LabelKeys) -> tuple[list[Finding], 
 
 
 def quick_check(frames: Sequence[Labelled]) -> list[Finding]:
-    """What can be found in seconds, without a fit, the worst first. Isolated atoms are not among the frames."""
+    """What can be found in seconds, without a fit, in at most QUICK_FRAMES frames, the worst first. Isolated atoms are not among them."""
+    frames = list(sample(frames, QUICK_FRAMES))
     step = max(sum(len(f.atoms) for f in frames) // QUICK_ATOMS, 1)
     return sort_findings(label_findings(frames) + neighbour_findings(frames[::step], TOUCHING))
 
@@ -58,7 +66,7 @@ def _unreadable(complaints: Sequence[str]) -> list[Finding]:
     return found
 
 
-def _isolated(frames: list[Labelled]) -> tuple[list[Finding], list[Labelled]]:
+def _isolated(frames: list[Labelled]) -> tuple[list[Finding], Sequence[Labelled]]:
     """What frames of single atoms say, and the other frames."""
     try:
         energies, rest = isolated_atom_energies(frames)

@@ -25,6 +25,9 @@ def mend_script(frames: Sequence[Labelled], labels: LabelSummary, codes: Mapping
                 if having:
                     lines += _loop(having, label, source, code, which)
         lines.append(f'write("{mended}", frames)')
+    if not any(line.startswith("    ") for line in lines):  # shards name their labels anew
+        code = ", ".join(f"{label} x: {code}" for label, code in codes.items())
+        return f"Mend the files that were converted ({code}), and convert them again: {', '.join(by_file(f.origin for f in frames))}"
     if any("voigt" in line for line in lines):
         lines.insert(1, "from ase.stress import full_3x3_to_voigt_6_stress as voigt")
     return "\n".join(lines)

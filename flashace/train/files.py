@@ -1,0 +1,72 @@
+"""Names of files and folders in; their structures out, one by one, each with the place where it stands."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.db import connect
+from ase.io import iread
+from ase.io.bundletrajectory import BundleTrajectory
+from ase.io.formats import filetype
+
+from flashace.errors import FlashACEError
+
+# the first of these in a folder counts
+VASP = tuple(f"{name}{packed}" for name in ("vasprun.xml", "OUTCAR") for packed in ("", ".gz", ".bz2", ".xz"))
+LMDB = (".aselmdb", ".lmdb")
+
+
+def structures(paths: Iterable[str | Path]) -> Iterator[tuple[Atoms, str]]:
+    """Every structure of every file, as ASE reads it, and where it stands ("train.extxyz#17"); nothing is kept in memory.
+
+    A file may be of any format that ASE reads. Of a folder, these are read at any depth, in the order of their names: one `vasprun.xml` or
+    else `OUTCAR` of each folder (also `.gz`, `.bz2`, `.xz`), with all ionic steps, and all files `*.aselmdb` and `*.lmdb`.
+
+    Raises FlashACEError for what is not there, cannot be read or has nothing to read in it.
+    """
+    for path in paths:
+        for file in _files_of(Path(path)):
+            for i, atoms in enumerate(_read(file)):
+                yield atoms, f"{file}#{i}"
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FlashACEError(f"{path}: expected a file of structures, found no such file; check the path")
+    if not path.is_dir() or BundleTrajectory.is_bundle(str(path)):
+        return [path]
+    found: list[Path] = []
+    for folder, below, names in os.walk(path):
+        below.sort()
+        calculation = next(([name] for name in VASP if name in names), [])
+        found += [Path(folder) / name for name in (*calculation, *sorted(name for name in names if name.endswith(LMDB)))]
+    if not found:
+        raise FlashACEError(
+            f"{path}: expected a folder with vasprun.xml, OUTCAR, *.aselmdb or *.lmdb somewhere in it, found none; "
+            "name the files themselves, or the folder above them"
+        )
+    return found
+
+
+def _read(path: Path) -> Iterator[Atoms]:
+    try:
+        if path.name.endswith(LMDB):
+            rows = connect(path, type="aselmdb", readonly=True, use_lock_file=False).select()
+            yield from map(_atoms_of, rows)
+        elif (form := filetype(str(path))) in ("db", "json"):  # ase.io.iread drops a row's own keys, config_type among them
+            yield from map(_atoms_of, connect(path, type=form, use_lock_file=False).select())
+        else:
+            yield from iread(str(path), index=":", do_not_split_by_at_sign=True)
+    except Exception as error:  # each of ASE's readers raises what its parser happens to raise
+        lacking = path.name.endswith(LMDB) and isinstance(error, ModuleNotFoundError)
+        mend = "`pip install 'flashace[lmdb]'`" if lacking else "check that it is complete, or convert it to .extxyz"
+        raise FlashACEError(f"{path}: expected a file that ase.io.read can read, got {type(error).__name__}: {error}; {mend}") from error
+
+
+def _atoms_of(row: Any) -> Atoms:
+    atoms = row.toatoms()
+    atoms.info.update(row.key_value_pairs)
+    atoms.info.update(row.data)
+    return atoms
