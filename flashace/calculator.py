@@ -115,7 +115,7 @@ class FlashACE(Calculator):
     are the same for any skin; a large one pays where atoms move little between calls.
 
     Large structures are evaluated in parts of `max_edges` neighbour pairs, which bounds the memory and changes nothing else; None leaves
-    the size to the device, and where memory runs out it is halved.
+    the size to the device (compiled C goes through a few atoms at a time by itself), and where memory runs out it is halved.
 
     Raises FlashACEError for elements the model does not know (at `atoms.calc = …`) and structures that cannot be evaluated, and
     CalculationFailed for results that are not finite, or too uncertain.
