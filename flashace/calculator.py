@@ -122,7 +122,9 @@ class FlashACE(Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
-    batch: Callable[[Atoms], Evaluation | None] | None = None  # results of structures that are evaluated together: `flashace.batched`
+    batch: Callable[[Atoms, "FlashACE"], Evaluation | None] | None = (
+        None  # results of structures that are evaluated together: `flashace.batched`
+    )
     nolabel = True  # `ase run` hands none to the constructor then
     default_parameters = {
         "device": "auto",
@@ -193,7 +195,7 @@ class FlashACE(Calculator):
         """A calculator of its own, with the same weights: nothing ever changes them."""
         memo[id(self.model)] = self.model
         other = memo[id(self)] = type(self).__new__(type(self))
-        other.__dict__ = copy.deepcopy(self.__dict__, memo)
+        other.__dict__ = copy.deepcopy({**self.__dict__, "batch": None}, memo)
         return other
 
     def calculate(
@@ -208,11 +210,11 @@ class FlashACE(Calculator):
         atoms = self.atoms
         if atoms is None:
             raise FlashACEError("structure: expected Atoms, got None; say `atoms.calc = calculator`, or hand the atoms to the function")
-        found = None if self.batch is None else self.batch(atoms)
+        found = None if self.batch is None else self.batch(atoms, self)
         if found is None:
             ((graph, prediction),) = self.predict([self.graph(atoms)])
             found = self.evaluation(graph, prediction)
-        self.results, self._uncertainty = dict(found.results), found.uncertainty
+        self.results, self._uncertainty = found.results if self.batch is None else copy.deepcopy(found.results), found.uncertainty
 
     def graph(self, atoms: Atoms) -> Graph:
         """Who is whose neighbour, from the Verlet list where it still holds. Raises FlashACEError as `calculate` does."""

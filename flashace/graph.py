@@ -88,10 +88,11 @@ class VerletList:
         self._candidates: _Candidates | None = None
 
     def __call__(self, atoms: Atoms) -> Graph:
-        if self._candidates is None or not self._candidates.hold_for(atoms, self.r_max):
+        candidates = self._candidates  # another thread may replace them meanwhile
+        if candidates is None or not candidates.hold_for(atoms, self.r_max):
             _check(atoms)
-            self._candidates = self._find(atoms)
-        _, _, i, j, shifts = self._candidates
+            self._candidates = candidates = self._find(atoms)
+        _, _, i, j, shifts = candidates
         edge_vec = atoms.positions[j] - atoms.positions[i]
         if atoms.pbc.any():
             edge_vec += shifts @ atoms.cell.array
@@ -128,9 +129,9 @@ class _Candidates(NamedTuple):
             _check(atoms)
             try:
                 deformation = np.linalg.solve(before.cell.array, atoms.cell.array)
+                smallest = np.linalg.svd(deformation, compute_uv=False)[-1]  # no vector shrinks by more
             except np.linalg.LinAlgError:  # no volume
                 return False
-            smallest = np.linalg.svd(deformation, compute_uv=False)[-1]  # no vector shrinks by more
             moved = atoms.positions - before.positions @ deformation
         farthest = np.sqrt(np.einsum("ic,ic->i", moved, moved).max())
         return bool(smallest * self.reach - 2 * farthest > r_max)

@@ -24,6 +24,8 @@ def evaluate_many(structures: Iterable[Atoms], calculator: FlashACE | str | Path
     As many structures are evaluated at once as make up `max_edges` neighbour pairs, which gains most where they are small. `calculator` may
     be a model file; what it has computed before stays as it is. Raises what the calculator would raise for one of them, with its place.
     """
+    if isinstance(structures, Atoms):
+        raise FlashACEError("structures: expected a list of Atoms, got one Atoms; say [atoms]")
     if not isinstance(calculator, FlashACE):
         calculator = FlashACE(calculator)
     evaluated = []
@@ -77,23 +79,34 @@ class _Batch:
 
     def __init__(self, members: Sequence[tuple[Atoms, FlashACE]]) -> None:
         self._members = members
+        self._model, self._parameters = members[0][1].model, dict(members[0][1].parameters)
         self._known: dict[Key, Evaluation] = {}
         self._lock = threading.Lock()  # a NEB with parallel=True has a thread per image
 
-    def __call__(self, atoms: Atoms) -> Evaluation | None:
-        """None for a structure that is not among them."""
+    def __call__(self, atoms: Atoms, calculator: FlashACE) -> Evaluation | None:
+        """None for a structure, or a calculator with a model or options, that is not among them; and where one of them cannot be evaluated:
+        each is then asked for by itself, and tells its own error."""
         asked = _key(atoms)
         with self._lock:
+            if not self._serves(calculator):
+                return None
             if asked not in self._known:
-                now = {_key(member): (member, calculator) for member, calculator in self._members}
+                now = {_key(member): (member, its) for member, its in self._members if self._serves(its)}
                 if asked not in now:
                     return None
                 self._known = {key: self._known[key] for key in now if key in self._known}
-                self._evaluate({key: now[key] for key in now if key not in self._known})
+                try:
+                    self._evaluate({key: now[key] for key in now if key not in self._known})
+                except (FlashACEError, CalculationFailed):
+                    return self._known.get(asked)
             return self._known[asked]
 
+    def _serves(self, calculator: FlashACE) -> bool:
+        """Options may be changed within the block."""
+        return calculator.model is self._model and calculator.parameters == self._parameters
+
     def _evaluate(self, wanted: dict[Key, tuple[Atoms, FlashACE]]) -> None:
-        calculator = self._members[0][1]
+        calculator = next(iter(wanted.values()))[1]
         predictions = calculator.predict(each.graph(atoms) for atoms, each in wanted.values())
         for key, (graph, prediction) in zip(wanted, predictions, strict=True):
             self._known[key] = calculator.evaluation(graph, prediction)
@@ -114,7 +127,10 @@ def _members(work: Any) -> Iterator[tuple[Atoms, Any]]:
     elif hasattr(work, "iterdisplace"):  # Vibrations; to import them takes half a second
         yield from ((atoms, work.calc) for _, atoms in work.iterdisplace())
     else:  # NEB, or a list
-        yield from ((atoms, atoms.calc) for atoms in getattr(work, "images", work))
+        images = getattr(work, "images", work)
+        if not isinstance(images, Iterable) or isinstance(images, Atoms):
+            images = []
+        yield from ((atoms, atoms.calc) for atoms in images)
 
 
 def _key(atoms: Atoms) -> Key:

@@ -190,8 +190,11 @@ def test_other_structures_are_evaluated_by_themselves(counted, structure):
 def test_nobody_to_ask_is_named(structure):
     atoms = structure("molecule")
     for atoms.calc in (None, LennardJones()):
-        with pytest.raises(FlashACEError, match="expected NEB, Vibrations, Phonons or a list of Atoms"), batched([atoms]):
-            pass
+        for work in ([atoms], atoms, None):
+            with pytest.raises(FlashACEError, match="expected NEB, Vibrations, Phonons or a list of Atoms"), batched(work):
+                pass
+    with pytest.raises(FlashACEError, match="expected a list of Atoms, got one Atoms"):
+        evaluate_many(atoms, "model.pt")
 
 
 @pytest.mark.parametrize("other", [{"dtype": "float32"}, {"skin": 0.1}, {"max_edges": 5}])
@@ -202,6 +205,42 @@ def test_calculators_that_differ_are_named(model_file, structure, other):
     with pytest.raises(FlashACEError, match="expected calculators with one model and the same options"), batched(images):
         pass
     assert images[0].calc.batch is None
+
+
+def test_options_may_change_within(calculator, structure, make_model, tmp_path):
+    save_model(tmp_path / "other.pt", make_model(seed=5))
+    atoms = structure("crystal")
+    atoms.calc = calculator
+    other = FlashACE(tmp_path / "other.pt", "cpu", "float64").get_potential_energy(atoms)
+    with batched([atoms]):
+        assert abs(atoms.get_potential_energy() - other) > 1e-3
+        atoms.calc.set(model=str(tmp_path / "other.pt"))
+        assert atoms.get_potential_energy() == pytest.approx(other, abs=SAME)
+
+
+def test_one_that_fails_does_so_alone(model_file, structure):
+    images = [structure("crystal") for _ in range(3)]
+    for atoms in images:
+        atoms.calc = FlashACE(model_file, "cpu", "float64")
+    expected = images[0].get_potential_energy()
+    images[0].calc.reset()
+    images[2].positions[0] = np.nan
+    with batched(images):
+        assert images[0].get_potential_energy() == pytest.approx(expected, abs=SAME)
+        with pytest.raises(FlashACEError, match="positions: expected finite numbers"):
+            images[2].get_potential_energy()
+
+
+def test_results_and_copies_are_ones_own(model_file, structure):
+    images = [structure("crystal") for _ in range(2)]
+    for atoms in images:
+        atoms.calc = FlashACE(model_file, "cpu", "float64")
+    with batched(images):
+        expected = images[0].get_forces()
+        images[0].calc.results["forces"][:] = 0.0
+        np.testing.assert_array_equal(images[1].get_forces(), expected)
+        other = copy.deepcopy(images[0])
+    assert other.calc.batch is None
 
 
 def test_one_within_another(counted, structure):

@@ -24,10 +24,15 @@
 #include <dlfcn.h>
 #include <fstream>
 #include <sstream>
+#include <unistd.h>
 
 using namespace LAMMPS_NS;
 
 namespace {
+
+struct Borders : Comm {    // `comm_modify group` is told to nobody else
+  static int group(Comm *comm) { return comm->*(&Borders::bordergroup); }
+};
 
 constexpr int BLOCK = 64;    // centres whose neighbours are in memory at a time
 
@@ -102,19 +107,21 @@ void PairFlashACE::coeff(int narg, char **arg)
   for (int t = 1; t <= ntypes; t++)
     if (!strcmp(arg[2 + t], "NULL") && !force->pair_match("^hybrid", 0))
       error->all(FLERR, "pair_coeff: expected an element for each type of atoms, got NULL for type {}; NULL is for pair_style hybrid", t);
-  map_element2type(narg - 3, arg + 3);
+  for (int i = 1; i <= ntypes; i++)    // as long as something may be wrong, nothing is set
+    for (int j = 1; j <= ntypes; j++) setflag[i][j] = 0;
   load(arg[2]);
   element_of_type.assign(ntypes + 1, -1);
   for (int t = 1; t <= ntypes; t++) {
-    if (map[t] < 0) continue;
+    if (!strcmp(arg[2 + t], "NULL")) continue;
     std::istringstream known(model->elements);
     std::string symbol;
     for (int64_t e = 0; known >> symbol; e++)
-      if (symbol == elements[map[t]]) element_of_type[t] = e;
+      if (symbol == arg[2 + t]) element_of_type[t] = e;
     if (element_of_type[t] < 0)
       error->all(FLERR, "pair_coeff: {} knows the elements {}, got {} for atom type {}; name one of them, or fit a model to it", arg[2],
-                 model->elements, elements[map[t]], t);
+                 model->elements, arg[2 + t], t);
   }
+  map_element2type(narg - 3, arg + 3);
 }
 
 // Features of this processor in the words of `FlashACEModel::needs`; empty where Linux does not tell.
@@ -143,11 +150,27 @@ void PairFlashACE::load(const std::string &file)
   error->all(FLERR, "pair_coeff: {}", problem);
 }
 
+// dlopen takes a name that is open already for the same file, also where another export stands there by now: so each has a name of its own.
+static void *open_library(const std::string &file)
+{
+  char *place = realpath(file.c_str(), nullptr);
+  const char *parent = std::getenv("TMPDIR");
+  std::string folder = std::string(parent ? parent : "/tmp") + "/flashace-XXXXXX";
+  std::string name = file.find('/') == std::string::npos ? "./" + file : file;
+  const bool linked = place && mkdtemp(&folder[0]) && symlink(place, (folder + "/model.so").c_str()) == 0;
+  if (linked) name = folder + "/model.so";
+  std::free(place);
+  void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (linked) unlink(name.c_str());
+  rmdir(folder.c_str());
+  return library;
+}
+
 // What is wrong with the file, if anything.
 std::string PairFlashACE::open(const std::string &file)
 {
   if (library) dlclose(library);
-  library = dlopen((file.find('/') == std::string::npos ? "./" + file : file).c_str(), RTLD_NOW | RTLD_LOCAL);
+  library = open_library(file);
   const char *reason = library ? nullptr : dlerror();
   model = library ? (const FlashACEModel *) dlsym(library, "flashace_model") : nullptr;
   if (!model)
@@ -172,6 +195,9 @@ void PairFlashACE::init_style()
   if (!force->newton_pair) error->all(FLERR, "pair_style flashace: expected newton on for pairs, got off; write `newton on`");
   if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
     error->all(FLERR, "pair_style flashace: expected all neighbors within the cutoff, got neigh_modify exclude; leave it out");
+  if (neighbor->includegroup || Borders::group(comm))
+    error->all(FLERR, "pair_style flashace: expected all atoms as neighbors, got those of one group; leave out {}",
+               neighbor->includegroup ? "neigh_modify include" : "comm_modify group");
   for (int k = 1; k <= 3 && atom->molecular != Atom::ATOMIC; k++)
     if (force->special_lj[k] != 1.0 || force->special_coul[k] != 1.0)
       error->all(FLERR, "pair_style flashace: expected bonded neighbors like all others, got special_bonds that leave them out; write "

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.distributed import is_torchelastic_launched
 
 from flashace.derivatives import EdgeBudget
 from flashace.errors import FlashACEError
@@ -121,25 +122,28 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end; False where Ctrl-C or SIGTERM came first, with everything saved."""
-        with _stop_signals(self.ranks) as stop, progress_bar(self.console) as bar:
-            task = bar.add_task("fit", total=1000)
-            while self._goes_on(stop):
-                try:
-                    self._run_epoch(stop, lambda: bar.update(task, completed=round(1000 * self.progress())))
-                except LostRank:
-                    self.save()  # a step is taken by all ranks or by none, so this is the state after the last one
-                    raise
-                if self._valid_is_due():
-                    bar.update(task, description=self._validate())
-                if self.position == 0 and self.epoch % self.config.checkpoint_interval == 0:
-                    self.save()
-            if self.reached >= 1.0 and self.sums[-1] > 0:
-                self._validate()
-            if self.schedule.ends:
-                self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
-            self.save()
-            self._goes_on(stop)  # a signal may have come since
+        with _stop_signals() as stop, progress_bar(self.console) as bar:
+            try:
+                self._run(stop, bar)
+            except LostRank:
+                self.save()  # a step is taken by all ranks or by none, so this is the state after the last one
+                raise
         return not self.stopped
+
+    def _run(self, stop: Sequence[int], bar: Progress) -> None:
+        task = bar.add_task("fit", total=1000)
+        while self._goes_on(stop):
+            self._run_epoch(stop, lambda: bar.update(task, completed=round(1000 * self.progress())))
+            if self._valid_is_due():
+                bar.update(task, description=self._validate())
+            if self.position == 0 and self.epoch % self.config.checkpoint_interval == 0:
+                self.save()
+        if self.reached >= 1.0 and self.sums[-1] > 0:
+            self._validate()
+        if self.schedule.ends:
+            self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
+        self.save()
+        self._goes_on(stop)  # a signal may have come since
 
     def _goes_on(self, stop: Sequence[int]) -> bool:
         """Whether another step follows: `reached` is the progress by the clock of the first rank, and a signal to any rank counts."""
@@ -470,8 +474,17 @@ def fit(
     afterwards. Raises FlashACEError where the folder for checkpoints holds those of another fit, and LostRank where a rank ends before.
     """
     trainer = Trainer(prepared, folder, console, time.monotonic() if started is None else started, ranks)
-    if ranks.first:
-        _prepare_folder(trainer, resume, overwrite)
+    ready = False
+    try:
+        if ranks.first:
+            _prepare_folder(trainer, resume, overwrite)
+            ready = True
+    finally:
+        ready = ranks.from_first(ready)
+        if not ready:
+            ranks.leave()
+    if not ready:  # the first has said why
+        return False
     shared = f"; {ranks.size} ranks share each batch" if ranks.size > 1 else ""
     console.print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; run folder {folder}{shared}")
     ended = trainer.run()
@@ -496,7 +509,7 @@ def _prepare_folder(trainer: Trainer, resume: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def _stop_signals(ranks: Ranks) -> Iterator[list[int]]:
+def _stop_signals() -> Iterator[list[int]]:
     """The signals that asked for an end: Ctrl-C and SIGTERM are heard between two steps; a second one ends everything at once.
 
     Not under torchrun: it passes on what it hears, so a signal of the queue to all processes arrives twice.
@@ -504,7 +517,7 @@ def _stop_signals(ranks: Ranks) -> Iterator[list[int]]:
     received: list[int] = []
 
     def hear(signum: int, frame: Any) -> None:
-        if received and ranks.size == 1:
+        if received and not is_torchelastic_launched():
             raise KeyboardInterrupt
         received.append(signum)
 

@@ -18,7 +18,7 @@ from flashace.nn.readout import Readout
 from flashace.train import statistics
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, load_config
-from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, read_labelled, split
+from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, split
 from flashace.train.lazy import chained
 from flashace.train.metrics import UNITS
 from flashace.train.shards import read_data
@@ -219,7 +219,7 @@ def _same_energies(one: str, energies: dict[str, float], other: str, other_energ
 
 
 def _energies_of_file(path: str, energy_key: str | None) -> dict[str, float]:
-    lone = [f for f in read_labelled(path, LabelKeys(energy_key), required=("energy",))[0] if len(f.atoms) == 1]
+    lone = [f for f in read_data(path, LabelKeys(energy_key), required=("energy",))[0] if len(f.atoms) == 1]
     if not lone:
         raise FlashACEError(f"{path}: expected frames with one atom and its energy, got none")
     return isolated_atom_energies([replace(f, config_type="isolated_atom") for f in lone])[0]

@@ -87,7 +87,8 @@ class Shards(Sequence[Labelled]):
         """Raises FlashACEError where the labels were not taken from these keys, or where required ones are missing."""
         for label in LABELS:
             key, used = getattr(keys, label), self.manifest["labels"][label]["used"]
-            if key is not None and key != self.manifest["keys"][label]:
+            known = key is None or key == self.manifest["keys"][label] or (used and set(used) <= {key, f"calculator {key}"})
+            if not known:
                 raise FlashACEError(
                     f"{self.folder}: expected {label} under the key {key!r}, but `flashace convert` took it from "
                     f"{', '.join(used) or 'nowhere'}; leave out --{label}-key, or convert the files again with it"
@@ -124,7 +125,7 @@ def read_data(
 
 def is_shards(path: str | Path) -> bool:
     """Whether a folder was made by `convert`."""
-    return (Path(path) / MANIFEST).is_file()
+    return (Path(path) / MANIFEST).is_file() and any((Path(path) / f"{name}.npy").is_file() for name in _shapes(0, 0))
 
 
 def convert(
@@ -148,17 +149,19 @@ def convert(
         if labeller.frames % TOLD == 0:
             progress("looking for labels", labeller.frames, None)
     labeller.decide()
-    scratch, old = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "old"))
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed process left
-    scratch.mkdir(parents=True)
+    scratch = _scratch(folder)
+    fresh, old = scratch / "new", scratch / "old"
     try:
-        _write(scratch, paths, labeller, keys, lambda done: progress("writing", done, labeller.frames))
+        scratch.mkdir(parents=True)
+        fresh.mkdir()
+        _write(fresh, paths, labeller, keys, lambda done: progress("writing", done, labeller.frames))
         if folder.exists():
             folder.rename(old)
-        scratch.rename(folder)
+        fresh.rename(folder)
     finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return Shards(folder)
 
 
@@ -169,6 +172,21 @@ def _check_places(paths: Sequence[str | Path], folder: Path, overwrite: bool) ->
     if folder.exists() and not (overwrite and is_shards(folder)):
         mend = "name another, or say --overwrite" if is_shards(folder) else "name a folder that does not exist"
         raise FlashACEError(f"{folder}: expected a new folder for the shards, but it is there already; {mend}")
+    others = sorted({path.name for path in folder.glob("*")} - {MANIFEST, *(f"{name}.npy" for name in _shapes(0, 0))})
+    if others:
+        raise FlashACEError(
+            f"{folder}: expected nothing but shards in the folder to overwrite, got {', '.join(others[:5])}; move them elsewhere"
+        )
+    if _scratch(folder).exists():
+        raise FlashACEError(
+            f"{_scratch(folder)}: expected no such folder: a conversion to {folder} is running, or one was killed; delete it when none "
+            "runs (an `old` in it holds the shards that were to be overwritten)"
+        )
+
+
+def _scratch(folder: Path) -> Path:
+    """Where shards stand until they are whole."""
+    return folder.with_name(f"{folder.name}.partial")
 
 
 def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: LabelKeys, tell: Callable[[int], Any]) -> None:
@@ -227,7 +245,7 @@ def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: 
         "config_types": list(config_types),
         "files": list(files),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
 def _shapes(frames: int, atoms: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -242,7 +260,7 @@ def _shapes(frames: int, atoms: int) -> dict[str, tuple[str, tuple[int, ...]]]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     needed = {"format", "frames", "atoms", "keys", "labels", "config_types", "files"}
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         lacking = sorted(needed - manifest.keys())
     except (ValueError, AttributeError) as error:
         raise FlashACEError(f"{folder / MANIFEST}: expected the manifest of shards, got {error}; convert the files again") from error

@@ -176,6 +176,16 @@ BAD = {
     "another library": ("MODEL", "other.so", "expected a file that `flashace export .*` has written, got other.so"),
     "another version": ("MODEL", "version.so", "of version 1, got version.so of version 7; export it again"),
     "neigh_modify exclude": ("run 0", "neigh_modify exclude type 1 2\nrun 0", "got neigh_modify exclude; leave it out"),
+    "neigh_modify include": (
+        "run 0",
+        "group half id 1:4\natom_modify first half\nneigh_modify include half\nrun 0",
+        "got those of one group; leave out neigh_modify include",
+    ),
+    "comm_modify group": (
+        "run 0",
+        "group half id 1:4\natom_modify first half\ncomm_modify group half\nrun 0",
+        "got those of one group; leave out comm_modify group",
+    ),
     "atoms on top of each other": ("run 0", f"{ON_TOP}run 0", "got NaN or infinity for atom"),
     "bonds": ("atom_style atomic", "atom_style bond", "write `special_bonds lj/coul 1 1 1`"),
 }

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,10 +166,34 @@ def test_what_is_there_stays_unless_it_is_shards_and_may_be_overwritten(tmp_path
         convert([data_file], tmp_path / "other", overwrite=True)
     with pytest.raises(FlashACEError, match="expected files to convert, got shards"):
         convert([folder], tmp_path / "again")
+    (tmp_path / "other/manifest.json").write_text('{"name": "of something else"}')
+    with pytest.raises(FlashACEError, match=r"other: .* name a folder that does not exist"):
+        convert([data_file], tmp_path / "other", overwrite=True)
+    (folder / "run").mkdir()
+    with pytest.raises(FlashACEError, match="expected nothing but shards in the folder to overwrite, got run"):
+        convert([data_file], folder, overwrite=True)
+    assert len(Shards(folder)) == 13
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.extxyz", "other", "shards"]
 
 
-def test_a_killed_conversion_leaves_no_shards_and_the_next_one_cleans_up(tmp_path, data_file):
+def test_shards_come_back_where_new_ones_cannot_take_their_place(tmp_path, data_file, uneven_file, monkeypatch):
+    folder = tmp_path / "shards"
+    convert([data_file], folder)
+    rename = Path.rename
+
+    def spoiled(path, target):
+        if path.name == "new":
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", spoiled)
+    with pytest.raises(OSError, match="no space"):
+        convert([uneven_file], folder, overwrite=True)
+    assert len(Shards(folder)) == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_a_killed_conversion_leaves_no_shards_and_the_next_one_says_so(tmp_path, data_file):
     script = (
         "import os, signal, sys; from flashace.train import shards\n"
         "shards.content_hash = lambda frames: [next(frames) for _ in range(5)] and os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -178,8 +203,8 @@ def test_a_killed_conversion_leaves_no_shards_and_the_next_one_cleans_up(tmp_pat
     assert ended.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir()] == ["shards.partial"]
     assert not shards.is_shards(tmp_path / "shards.partial")
-    convert([data_file], tmp_path / "shards")
-    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+    with pytest.raises(FlashACEError, match=r"shards\.partial: .* one was killed; delete it"):
+        convert([data_file], tmp_path / "shards")
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path, make_frames, monkeypatch):
@@ -216,6 +241,17 @@ def test_damaged_shards_are_named(tmp_path, data_file, damage):
 def test_shards_stand_alone(converted, data_file):
     with pytest.raises(FlashACEError, match="one folder of shards and nothing beside it"):
         read_data([converted.folder, data_file])
+
+
+def test_keys_that_were_found_without_being_named_may_be_named(tmp_path, make_frames):
+    frames = make_frames(3)
+    for atoms in frames:
+        atoms.info["REF_energy"] = atoms.get_potential_energy()
+    write(tmp_path / "data.traj", frames)
+    folder = convert([tmp_path / "data.traj"], tmp_path / "shards").folder
+    assert len(read_data(folder, LabelKeys(energy="REF_energy", forces="forces"))[0]) == 3
+    with pytest.raises(FlashACEError, match="took it from REF_energy"):
+        read_data(folder, LabelKeys(energy="energy"))
 
 
 # Fits
