@@ -208,7 +208,7 @@ def test_calculators_that_differ_are_named(model_file, structure, other):
 
 
 def test_options_may_change_within(calculator, structure, make_model, tmp_path):
-    save_model(tmp_path / "other.pt", make_model(seed=5))
+    save_model(tmp_path / "other.pt", make_model(seed=5), {})
     atoms = structure("crystal")
     atoms.calc = calculator
     other = FlashACE(tmp_path / "other.pt", "cpu", "float64").get_potential_energy(atoms)
