@@ -1,5 +1,6 @@
 """`Graph` in, one energy per atom out. No autograd happens here; forces and stress are made in `derivatives.py`."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal, cast
 
@@ -12,17 +13,20 @@ from torch import Tensor, nn
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.nn.attention import NeighbourAttention
+from flashace.nn.bounds import Limits, saturated
 from flashace.nn.edge_functions import EdgeFunctions
 from flashace.nn.harmonics import SphericalHarmonics
 from flashace.nn.layer import Layer
 from flashace.nn.linear import full_precision
 from flashace.nn.product import ProductBasis
-from flashace.nn.radial import BesselBasis, GaussianBasis, never_closer, polynomial_envelope
+from flashace.nn.radial import BesselBasis, GaussianBasis, mean_envelope, never_closer, polynomial_envelope
 from flashace.nn.readout import Readout
 from flashace.nn.repulsion import Repulsion
 from flashace.uncertainty import Uncertainty
 
 TRUSTED = 0.9  # of the shortest distance in training: down to there the network is taken at its word
+LIMITS = Limits(basis=5.0, product=20.0, feed_forward=40.0)
+UNBOUNDED = Limits(basis=5.0, product=math.inf, feed_forward=math.inf)  # of models before `bounded`
 UNKNOWN = 2**31  # no index of anything: using it is an error
 
 # graph and element of each of its atoms -> energies [C + S] in units of the scale, of the centres and of one atom without neighbours per
@@ -49,6 +53,7 @@ class ModelConfig:
     gaussian_width: float | None = Field(None, gt=0, description="width of the Gaussians in Å; r_max / num_radial where not given")
     envelope_exponent: int = Field(6, ge=2, le=100, description="exponent p of the polynomial envelope")
     zbl: bool = Field(True, description="add the ZBL repulsion of the nuclei below 0.9 of the shortest distance in training")
+    bounded: bool = Field(True, description="bound what the network computes, so that it stays sane where it has no data")
 
     @property
     def heads(self) -> int:
@@ -66,8 +71,9 @@ class ModelConfig:
 class AttentionACE(nn.Module):
     """Attention on the Atomic Cluster Expansion: strictly local, one energy per atom.
 
-    E_i = E0(z_i) + scale · Σ_p [readout_p(s_i) - readout_p(s of the same atom without neighbours)] + ½ Σ_j ZBL(r_ij), so that an atom alone
+    E_i = E0(z_i) + S(scale · Σ_p [readout_p(s_i) - readout_p(s of the same atom without neighbours)]) + ½ Σ_j ZBL(r_ij), so an atom alone
     has exactly its reference energy. `atomic_energies` maps symbols to E0 in eV and says which elements the model knows; `scale` is in eV.
+    S is `saturated` at `energy_bound` (eV): whatever the structure, the network gives an atom no more than that.
     `shortest_distances` of the training data, {"C-Si": 1.3} in Å, has no entry for a pair that is never within `r_max`.
 
     With ZBL, the network is taken at its word down to 0.9 of those. There ZBL begins, of which training sees nothing then, and there the
@@ -88,9 +94,11 @@ class AttentionACE(nn.Module):
         avg_num_neighbors: float = 1.0,
         dtype: torch.dtype = torch.float32,
         shortest_distances: Mapping[str, float] | None = None,
+        energy_bound: float = math.inf,
     ) -> None:
         super().__init__()
         self.config = config
+        self.energy_bound = float(energy_bound)
         self.scale, self.avg_num_neighbors = float(scale), float(avg_num_neighbors)
         self.e0 = {symbol: float(atomic_energies[symbol]) for symbol in sorted(atomic_energies, key=atomic_numbers.__getitem__)}
         numbers = [atomic_numbers[symbol] for symbol in self.e0]
@@ -139,7 +147,7 @@ class AttentionACE(nn.Module):
         return self._energies(graph, interaction)[0]
 
     def with_features(self, graph: Graph, interaction: Interaction | None = None) -> tuple[Tensor, Tensor]:
-        """Energies as by `forward`, and last-layer features [C, D]: (E - E0) / scale is linear in them, so an atom alone has zeros.
+        """Energies as by `forward`, and last-layer features [C, D]: what S saturates is linear in them, so an atom alone has zeros.
 
         The features carry no gradient.
         """
@@ -152,7 +160,8 @@ class AttentionACE(nn.Module):
         """[C] in eV, and the scalars [C + S, hidden_dim] that each readout read."""
         element = self.element_index[graph.numbers]
         energy, states = (interaction or self._interaction)(graph, element)
-        energy = self.atomic_energies[element[: graph.num_centres]] + self.scale * self._beyond_alone(graph, energy).double()
+        beyond = self.scale * self._beyond_alone(graph, energy).double()
+        energy = self.atomic_energies[element[: graph.num_centres]] + saturated(beyond, self.energy_bound)
         if self.repulsion is not None:
             centre, neighbour = graph.edge_index
             energy = energy.index_add(0, centre, self.repulsion(graph.edge_vec, element[centre], element[neighbour]))
@@ -238,16 +247,21 @@ def _pair_table(distances: Mapping[str, float] | None, symbols: list[str], elsew
 
 
 def _layer(c: ModelConfig, num_elements: int, avg_num_neighbors: float, has_tensors: bool) -> Layer:
+    limits = LIMITS if c.bounded else UNBOUNDED
+    # an atom weighs as much as its typical neighbours together, so that a lone neighbour weighs as one of many
+    own_weight, attended_gain = (avg_num_neighbors * mean_envelope(c.envelope_exponent), 2.0) if c.bounded else (1.0, 1.0)
     return Layer(
         edge_functions=EdgeFunctions(
             num_elements, c.num_radial, c.edge_hidden_dim, c.key_dim, c.heads, c.hidden_dim, c.num_channels, c.l_max
         ),
-        attention=NeighbourAttention(c.hidden_dim, c.num_channels, c.heads, c.key_dim, c.l_max, avg_num_neighbors, has_tensors),
-        product=ProductBasis(c.num_channels, c.l_max, c.correlation),
+        attention=NeighbourAttention(c.hidden_dim, c.num_channels, c.heads, c.key_dim, c.l_max, avg_num_neighbors, has_tensors, own_weight),
+        product=ProductBasis(c.num_channels, c.l_max, c.correlation, limits.product),
         hidden_dim=c.hidden_dim,
         num_channels=c.num_channels,
         l_max=c.l_max,
         correlation=c.correlation,
         has_tensors=has_tensors,
         layer_scale=0.5 * c.num_layers**-0.5,
+        limits=limits,
+        attended_gain=attended_gain,
     )

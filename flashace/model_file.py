@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from flashace.errors import FlashACEError
 from flashace.model import AttentionACE, ModelConfig
 from flashace.uncertainty import Uncertainty
 
-FORMAT = 1
+FORMAT = 2  # from 2 on models can be bounded
 UNCERTAINTY = "uncertainty."  # begins the names of the statistics of `Uncertainty`
 
 
@@ -65,6 +66,7 @@ class Header(BaseModel):
     scale: FiniteFloat
     avg_num_neighbors: Positive
     shortest_distances: dict[str, Positive] | None = None
+    energy_bound: Positive | None = None
     provenance: Provenance
 
 
@@ -97,7 +99,18 @@ def describe(model: AttentionACE) -> dict[str, Any]:
         "scale": model.scale,
         "avg_num_neighbors": model.avg_num_neighbors,
         "shortest_distances": model.shortest_distances,
+        "energy_bound": None if model.energy_bound == math.inf else model.energy_bound,
     }
+
+
+def config_of(described: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of what `describe` gave; models from before there were bounds have none. Raises what `ModelConfig` raises."""
+    return ModelConfig(**{"bounded": False, **described["config"]})
+
+
+def bound_of(described: Mapping[str, Any]) -> float:
+    """The `energy_bound` of what `describe` gave, in eV."""
+    return described.get("energy_bound") or math.inf
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AttentionACE:
@@ -130,11 +143,11 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor],
     try:
         described = header.get("uncertainty")
         statistics = {name: tensors.pop(name) for name in list(tensors) if described is not None and name.startswith(UNCERTAINTY)}
-        config = ModelConfig(**header["config"])
+        config = config_of(header)
         _check_weights(tensors, config, header["atomic_energies"])
         with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced below
             e0, scale, shortest = header["atomic_energies"], header["scale"], header.get("shortest_distances")
-            model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest)
+            model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest, bound_of(header))
         model.load_state_dict(tensors, strict=True)
         if described is not None:
             by_name = {name.removeprefix(UNCERTAINTY): tensor for name, tensor in statistics.items()}

@@ -11,6 +11,7 @@ from flashace.derivatives import predict
 from flashace.errors import FlashACEError
 from flashace.graph import batch_graphs, build_graph
 from flashace.model import AttentionACE, ModelConfig
+from flashace.nn.bounds import saturated
 
 SAME = 1e-11  # eV; sums of the same numbers in another order
 
@@ -224,7 +225,7 @@ def test_a_model_that_cannot_be_built_says_why(options, message):
 DIFFERENT = {
     "r_max": 3.9, "l_max": 1, "num_radial": 4, "hidden_dim": 8, "num_channels": 8, "num_heads": 2, "key_dim": 3, "num_layers": 1,
     "correlation": 2, "edge_hidden_dim": 8, "radial_basis_type": "gaussian", "radial_trainable": True, "gaussian_width": 0.3,
-    "envelope_exponent": 5, "zbl": False,
+    "envelope_exponent": 5, "zbl": False, "bounded": False,
 }  # fmt: skip
 
 
@@ -251,6 +252,39 @@ def test_the_repulsion_is_added_to_the_rest(make_model, each_structure):
     )
     assert without.repulsion is None
     assert (with_zbl.e0["C"] == energies(with_zbl, Atoms("C"))).all()
+
+
+def packings():
+    """From a pair to a hundred times the density of a crystal, at random."""
+    rng = np.random.default_rng(0)
+    for num_atoms, side in ((2, 1.0), (3, 2.0), (12, 12.0), (40, 7.0), (60, 4.0), (60, 2.0)):
+        yield Atoms(rng.choice(["Si", "C"], num_atoms), rng.uniform(0, side, (num_atoms, 3)), cell=[side] * 3, pbc=side > 4)
+
+
+def test_the_network_gives_an_atom_no_more_than_its_bound(make_model):
+    model = make_model(zbl=False)
+    graphs = [build_graph(atoms, model.config.r_max) for atoms in packings()]
+    free = [model(g).detach() - model.atomic_energies[model.element_index[g.numbers]] for g in graphs]
+    model.energy_bound = 3.0
+    for graph, energies_free in zip(graphs, free, strict=True):
+        beyond = model(graph).detach() - model.atomic_energies[model.element_index[graph.numbers]]
+        assert (beyond.abs() <= 3.0).all()
+        close(beyond, saturated(energies_free, 3.0))
+    assert max(e.abs().max() for e in free) > 5.0  # or nothing was bounded
+
+
+def test_what_the_layers_compute_is_bounded(make_model):
+    """Products, gates and layers multiply: without bounds the energy is a polynomial of high degree."""
+
+    def largest(bounded):
+        model = make_model(num_layers=3, zbl=False, bounded=bounded)
+        for layer in model.layers:
+            layer.edge_functions.requires_grad_(False)
+            layer.mix_basis.weights[0].data.mul_(10.0)
+        return max(energies(model, atoms).abs().max().item() for atoms in packings())
+
+    assert largest(True) < 1e4
+    assert largest(False) > 1e6
 
 
 SHORTEST = {"C-Si": 1.8, "Si-Si": 2.4}  # Å; no two C within the cutoff

@@ -36,6 +36,7 @@ ATOMS_PER_THREAD = 64  # fewer are not worth a thread
 ALIGNMENT = 64  # bytes
 
 _POINTER = ctypes.c_void_p
+_LIMITS = "per_basis", "per_product", "per_feed_forward"  # in the order of `Limits`
 
 
 class _Layer(ctypes.Structure):
@@ -72,6 +73,7 @@ class CpuKernel:
         edges = torch.zeros(len(elements) + 1, dtype=torch.int64), elements[:0], torch.zeros(0, 3, dtype=torch.float64)
         alone, _, self._features_alone = self._run(*edges, elements, 1, True)
         self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
+        self._model.per_energy = 1 / model.energy_bound
         check_kernel(model, self.predict)
 
     def as_c(self, data: str) -> tuple[str, bytes]:
@@ -174,8 +176,11 @@ class CpuKernel:
         packed.embedding, packed.knots, packed.r_max = hold(model.embedding), tables[0].shape[1] - 5, c.r_max
         none = torch.zeros(len(model.e0))  # as long as it is not known what the network gives for an atom alone
         packed.elements, packed.e0, packed.alone, packed.scale = len(none), hold(none, torch.float64), hold(none, torch.float64), 1.0
-        packed.plain_scale = cast(Layer, model.layers[0]).attention.plain_scale
-        terms, coupling, ends = _terms([cast(Contraction, order) for order in cast(Layer, model.layers[0]).product.contractions])
+        first = cast(Layer, model.layers[0])
+        packed.plain_scale, packed.own_weight = first.attention.plain_scale, first.attention.own_weight
+        for name, limit in zip(_LIMITS, first.limits, strict=True):
+            setattr(packed, name, limit**-2)
+        terms, coupling, ends = _terms([cast(Contraction, order) for order in first.product.contractions])
         packed.start[:] = [0, *ends]
         packed.term, packed.coupling = hold(terms, torch.int32), hold(coupling)
         monomials, coefficients = model.harmonics.polynomials()
@@ -210,7 +215,7 @@ def _model_struct(num_layers: int, correlation: int) -> type[ctypes.Structure]:
         ("scale", ctypes.c_double),
         ("knots", ctypes.c_int64),
         ("r_max", ctypes.c_double),
-        ("plain_scale", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("plain_scale", "own_weight", *_LIMITS, "per_energy")),
         ("start", ctypes.c_int64 * correlation),
         *((name, _POINTER) for name in names.split()),
     ]

@@ -27,6 +27,7 @@ from flashace.kernels.splines import splines_of
 from flashace.kernels.trial import check_kernel
 from flashace.model import AttentionACE
 from flashace.nn.attention import NeighbourAttention
+from flashace.nn.bounds import bounded
 from flashace.nn.layer import Layer
 from flashace.nn.product import Contraction
 from flashace.nn.readout import Readout
@@ -123,6 +124,7 @@ class FusedAttention:
             "KNOTS": table.shape[1] - 5,
             "R_MAX": c.r_max,
             "PLAIN_SCALE": self._attention.plain_scale,
+            "OWN_WEIGHT": self._attention.own_weight,
             **_tile(c.num_channels),
         }
 
@@ -214,7 +216,7 @@ def fused_product(layer: Layer) -> Callable[[Tensor], Tensor]:
         A = A.contiguous()
         found = [A]
         for weight, terms in orders:
-            found.append(_Contract.apply(found[-1], A, weight, terms))
+            found.append(bounded(_Contract.apply(found[-1], A, weight, terms), layer.product.limit))
         return torch.cat(found, dim=-1)
 
     return product

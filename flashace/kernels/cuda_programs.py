@@ -30,6 +30,7 @@ def attend(
     KNOTS: tl.constexpr,
     R_MAX: tl.constexpr,
     PLAIN_SCALE: tl.constexpr,
+    OWN_WEIGHT: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -44,9 +45,9 @@ def attend(
     zero = tl.zeros([ROWS, LANES], dtype=r.dtype.element_ty)
     query += atom * D * K
     look += atom * (L - 1) * K
-    # each row of the tile has a largest score and sums of its own until the end; the 1, with a score of 0, belongs to the first row
+    # each row of the tile has a largest score and sums of its own until the end; the atom itself, of score 0, belongs to the first row
     most = zero
-    total = zero + tl.where(rows[:, None] == 0, 1.0, 0.0)
+    total = zero + tl.where(rows[:, None] == 0, OWN_WEIGHT, 0.0)
     sum_v = ()
     for _ in tl.static_range(V):
         sum_v = sum_v + (zero,)
@@ -123,6 +124,7 @@ def attend_back(
     KNOTS: tl.constexpr,
     R_MAX: tl.constexpr,
     PLAIN_SCALE: tl.constexpr,
+    OWN_WEIGHT: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):

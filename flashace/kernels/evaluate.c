@@ -42,7 +42,9 @@ typedef struct {
     const double *e0, *alone;                /* [elements]: reference energies in eV; what the network gives for an atom alone */
     double scale;                            /* eV */
     int64_t knots;
-    double r_max, plain_scale;
+    double r_max, plain_scale, own_weight;   /* the last is what an atom weighs beside its neighbours */
+    double per_basis, per_product, per_feed_forward; /* 1 / limit^2 of nn/bounds.py, 0 where nothing is bounded */
+    double per_energy;                       /* 1 / energy_bound, 1/eV */
     int64_t start[NU];                       /* the terms of the products of order o + 1 stand from start[o - 1] to start[o] */
     const int32_t *term;                     /* [.., 4]: path, counted through all orders, i, j, m */
     const real *coupling;
@@ -234,7 +236,7 @@ static inline void scores(const real *restrict y, const real *restrict Y, const 
 }
 
 /* scores in, weights out; b is weight / envelope */
-static void weigh(int64_t M, const Edge *edge, vec *restrict s, vec *restrict b) {
+static void weigh(real own, int64_t M, const Edge *edge, vec *restrict s, vec *restrict b) {
     for (int h = 0; h < HV; h++) {
         vec shift = ZERO, sum;
         for (int64_t e = 0; e < M; e++) {
@@ -242,7 +244,7 @@ static void weigh(int64_t M, const Edge *edge, vec *restrict s, vec *restrict b)
             const vec t = s[e * HV + h] + edge[e].log_f;
             shift = pick(t > shift, t, shift);
         }
-        sum = exponential(-shift);
+        sum = own * exponential(-shift);
         for (int64_t e = 0; e < M; e++) {
             const real f = edge[e].f;
             s[e * HV + h] = f > 0 ? exponential(s[e * HV + h] - shift) : ZERO;
@@ -265,7 +267,7 @@ static void attend(const Model *model, const Layer *layer, int64_t M, const Edge
         curves(model, layer, edge + e, room->y + e * W, NULL);
         scores(room->y + e * W, Y + e * L, q, look, room->s + e * HP, room->seen);
     }
-    weigh(M, edge, (vec *)room->s, (vec *)room->b);
+    weigh(model->own_weight, M, edge, (vec *)room->s, (vec *)room->b);
     real v[F] = {0}, A[L * K] = {0}, N[L * K] = {0};
     for (int64_t e = 0; e < M; e++) {
         const real *restrict y = room->y + e * W, *restrict al = room->s + e * HP, *restrict Ye = Y + e * L;
@@ -289,7 +291,7 @@ static void attend_back(const Model *model, const Layer *layer, int64_t M, const
         curves(model, layer, edge + e, room->y + e * W, room->dy + e * W);
         scores(room->y + e * W, Y + e * L, q, look, room->s + e * HP, room->seen + e * LM * H);
     }
-    weigh(M, edge, (vec *)room->s, (vec *)room->b);
+    weigh(model->own_weight, M, edge, (vec *)room->s, (vec *)room->b);
     memset(gq, 0, D * H * sizeof(real));
     if (gl != NULL) memset(gl, 0, T * H * sizeof(real));
     for (int64_t e = 0; e < M; e++) {
@@ -362,8 +364,8 @@ typedef struct {
     vec s[F], t[T * K];                              /* the state that came in */
     real q[B][D * H], look[B][T * H];
     vec values[F], basis[L * 2 * K];
-    vec bare[L * K], bound[K], orders[NU][L * K];
-    vec s1[F], t1[T * K], gate[2 * F], hidden[F], factor[X];
+    vec orders[NU][L * K], rho[NU][K];               /* bounded, and by which factor */
+    vec s1[F], t1[T * K], slope[X], gate[2 * F], hidden[F], factor[X]; /* slope: of the bounded invariants along the invariants */
     vec s2[F], readout[RW];
 } Kept;
 
@@ -381,7 +383,26 @@ static void gather(int n, int b, const vec *restrict y, real *restrict x, int st
     for (int i = 0; i < n / row; i++) for (int k = 0; k < row; k++) x[i * row + k] = y[i * stride + offset + k][b];
 }
 
+/* x [L, K] in, no longer than the limit out, and the factor rho [K]; and backwards, from the bounded x */
+static void shorten(real per, vec *restrict x, vec *restrict rho) {
+    for (int c = 0; c < K; c++) {
+        vec sum = ZERO;
+        for (int m = 0; m < L; m++) sum += x[m * K + c] * x[m * K + c];
+        rho[c] = 1 / root(1 + per * sum);
+        for (int m = 0; m < L; m++) x[m * K + c] *= rho[c];
+    }
+}
+
+static void shorten_back(real per, const vec *restrict x, const vec *restrict rho, vec *restrict g) {
+    for (int c = 0; c < K; c++) {
+        vec dot = ZERO;
+        for (int m = 0; m < L; m++) dot += x[m * K + c] * g[m * K + c];
+        for (int m = 0; m < L; m++) g[m * K + c] = rho[c] * (g[m * K + c] - per * dot * x[m * K + c]);
+    }
+}
+
 static void products(const Model *model, const Layer *layer, Kept *k) {
+    shorten(model->per_basis, k->orders[0], k->rho[0]);
     for (int o = 1; o < NU; o++) {
         for (int i = 0; i < L * K; i++) k->orders[o][i] = ZERO;
         for (int64_t n = model->start[o - 1]; n < model->start[o]; n++) {
@@ -391,12 +412,14 @@ static void products(const Model *model, const Layer *layer, Kept *k) {
             vec *z = k->orders[o] + term[3] * K;
             for (int c = 0; c < K; c++) z[c] += (model->coupling[n] * w[c]) * (x[c] * y[c]);
         }
+        shorten(model->per_product, k->orders[o], k->rho[o]);
     }
 }
 
 /* slopes along all orders in, along the first of them out, in g[0] */
 static void products_back(const Model *model, const Layer *layer, const Kept *k, vec (*g)[L * K]) {
-    for (int o = NU - 1; o >= 1; o--)
+    for (int o = NU - 1; o >= 1; o--) {
+        shorten_back(model->per_product, k->orders[o], k->rho[o], g[o]);
         for (int64_t n = model->start[o - 1]; n < model->start[o]; n++) {
             const int32_t *term = model->term + 4 * n;
             const real *w = layer->path_weights + term[0] * K;
@@ -408,6 +431,8 @@ static void products_back(const Model *model, const Layer *layer, const Kept *k,
                 gy[c] += a * x[c];
             }
         }
+    }
+    shorten_back(model->per_basis, k->orders[0], k->rho[0], g[0]);
 }
 
 static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n, const int64_t *first, const int64_t *species, const Edge *edge, const real *Y, const Room *room, Work *work) {
@@ -436,17 +461,12 @@ static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n
         spread(L * K, b, attended, k->basis, 2 * K, 0, K);
         spread(L * K, b, plain, k->basis, 2 * K, K, K);
     }
-    memset(k->bare, 0, sizeof k->bare);
-    for (int c = 0; c < K; c++) k->bare[c] += layer->mix_scalars_bias[c];
-    map_tensors(2 * K, K, layer->mix_basis, k->basis, k->bare, 0);
-    map(F, K, layer->mix_scalars, s, k->bare);
-    if (layer->mix_tensors != NULL) map_tensors(K, K, layer->mix_tensors, t, k->bare + K, 1);
-    for (int c = 0; c < K; c++) {
-        vec sum = ZERO;
-        for (int m = 0; m < L; m++) sum += k->bare[m * K + c] * k->bare[m * K + c];
-        k->bound[c] = 1 / root(1 + sum / 25);
-        for (int m = 0; m < L; m++) k->orders[0][m * K + c] = k->bare[m * K + c] * k->bound[c];
-    }
+    vec *A = k->orders[0];
+    memset(A, 0, sizeof k->orders[0]);
+    for (int c = 0; c < K; c++) A[c] += layer->mix_scalars_bias[c];
+    map_tensors(2 * K, K, layer->mix_basis, k->basis, A, 0);
+    map(F, K, layer->mix_scalars, s, A);
+    if (layer->mix_tensors != NULL) map_tensors(K, K, layer->mix_tensors, t, A + K, 1);
     products(model, layer, k);
     vec *ds = work->ds, *dt = work->dt, *x = work->x;
     memset(ds, 0, sizeof work->ds); memset(dt, 0, sizeof work->dt);
@@ -462,6 +482,12 @@ static void layer_forward(const Model *model, const Layer *layer, Kept *k, int n
     memcpy(x, s, F * sizeof(vec));
     memset(x + F, 0, LM * K * sizeof(vec));
     for (int l = 1, m = 0; l <= LM; l++) for (int j = 0; j < 2 * l + 1; j++, m++) for (int c = 0; c < K; c++) x[F + (l - 1) * K + c] += t[m * K + c] * t[m * K + c] / (real)(2 * l + 1);
+    const real per = model->per_feed_forward;
+    for (int i = 0; i < X; i++) {
+        const vec rho = 1 / root(1 + per * (x[i] * x[i]));
+        k->slope[i] = rho * rho * rho;
+        x[i] *= rho;
+    }
     for (int i = 0; i < 2 * F; i++) k->gate[i] = layer->gate_and_value_bias[i] + ZERO;
     map(X, 2 * F, layer->gate_and_value, x, k->gate);
     for (int i = 0; i < F; i++) k->hidden[i] = k->gate[i] * sigmoid(k->gate[i]) * k->gate[F + i];
@@ -507,6 +533,7 @@ static void layer_back(const Model *model, const Layer *layer, const Kept *k, in
     }
     memset(gx, 0, sizeof work->x);
     map_back(X, 2 * F, layer->gate_and_value, g, gx);
+    for (int i = 0; i < X; i++) gx[i] *= k->slope[i];
     for (int i = 0; i < F; i++) gs[i] += gx[i];
     for (int l = 1, m = 0; l <= LM; l++) for (int j = 0; j < 2 * l + 1; j++, m++) for (int c = 0; c < K; c++)
         gt[m * K + c] += ((real)2 / (real)(2 * l + 1)) * gx[F + (l - 1) * K + c] * k->t1[m * K + c];
@@ -521,12 +548,6 @@ static void layer_back(const Model *model, const Layer *layer, const Kept *k, in
         for (int j = 0; j < 2 * l + 1; j++, m++)
             for (int o = 0; o < NU; o++) map_back(K, K, layer->tensors_out + ((l - 1) * NU + o) * K * K, gdt + m * K, go[o] + (m + 1) * K);
     products_back(model, layer, k, go);
-    for (int c = 0; c < K; c++) {
-        vec dot = ZERO;
-        const vec rho = k->bound[c];
-        for (int m = 0; m < L; m++) dot += k->bare[m * K + c] * go[0][m * K + c];
-        for (int m = 0; m < L; m++) go[0][m * K + c] = rho * go[0][m * K + c] - rho * rho * rho / 25 * dot * k->bare[m * K + c];
-    }
     map_tensors_back(2 * K, K, layer->mix_basis, go[0], work->basis, 0);
     const int deeper = layer->mix_tensors != NULL;
     if (deeper) {
@@ -599,7 +620,13 @@ void evaluate(const Model *model, char *memory, int64_t most, int64_t start, int
                     for (int f = 0; f < RW; f++) out[F + f] = (kept[p].readout[f] * sigmoid(kept[p].readout[f]))[b];
                 }
         }
-        for (int b = 0; b < n; b++) energies[i + b] = model->e0[species[i + b]] + model->scale * (energy[b] - model->alone[species[i + b]]);
+        double slope[B]; /* of what is left of the energy along what the network gives */
+        for (int b = 0; b < n; b++) {
+            const double beyond = model->scale * (energy[b] - model->alone[species[i + b]]), u = beyond * model->per_energy, v = 1 + u * u * u * u;
+            const double rest = 1 / sqrt(sqrt(v));
+            energies[i + b] = model->e0[species[i + b]] + beyond * rest;
+            slope[b] = model->scale * rest / v;
+        }
         memset(work->gs, 0, sizeof work->gs); memset(work->gt, 0, sizeof work->gt);
         memset(gr, 0, E * sizeof(double)); memset(gf, 0, E * sizeof(double)); memset(gY, 0, E * L * sizeof(real));
         for (int p = P - 1; p >= 0; p--) layer_back(model, model->layers + p, kept + p, n, first + i, edge, Y, &at.room, work, gr, gf, gY);
@@ -608,7 +635,7 @@ void evaluate(const Model *model, char *memory, int64_t most, int64_t start, int
                 double *out = g + 3 * (a + e);
                 out[0] = out[1] = out[2] = 0;
                 geometry_back(model, edge + e, gr[e], gf[e], gY + e * L, out);
-                for (int c = 0; c < 3; c++) out[c] *= model->scale;
+                for (int c = 0; c < 3; c++) out[c] *= slope[b];
                 if (model->zbl_end != NULL) energies[i + b] += repulsion(model, edge + e, out);
             }
         }

@@ -11,7 +11,7 @@ class NeighbourAttention(nn.Module):
     """Each atom attends over its neighbours, with one head per group of channels.
 
     score   a^h_ij = q^h(s_i)·κ_ij / √d + Σ_l c^h_l,ij ⟨Q^h_l(t_i), Y_l(r̂_ij)⟩ / √(2l+1)
-    weight  α^h_ij = f_ij exp(a^h_ij) / (1 + Σ_k f_ik exp(a^h_ik))
+    weight  α^h_ij = f_ij exp(a^h_ij) / (n + Σ_k f_ik exp(a^h_ik))
     basis   Σ_j α^h(k)_ij R_kl,ij Y_lm(r̂_ij)  and  Σ_j f_ij R_kl,ij Y_lm(r̂_ij) / √⟨N⟩
     """
 
@@ -24,11 +24,13 @@ class NeighbourAttention(nn.Module):
         l_max: int,
         avg_num_neighbors: float,
         has_tensors: bool,
+        own_weight: float,
     ) -> None:
         super().__init__()
         self.num_heads, self.key_dim = num_heads, key_dim
         self.sizes = [2 * l + 1 for l in range(l_max + 1)]
         self.plain_scale = avg_num_neighbors**-0.5
+        self.own_weight = own_weight
         self.query = Linear(hidden_dim, num_heads * key_dim, bias=True, blocks=num_heads)
         self.direction_query = TensorLinear(num_channels, num_heads, l_max, first=1) if has_tensors and l_max else None
 
@@ -38,7 +40,7 @@ class NeighbourAttention(nn.Module):
 
         Returns attended values [N, hidden_dim], attended and plain basis [N, (l_max+1)², K].
         """
-        weight = attention_weights(self._scores(s, t, edge, Y), envelope)
+        weight = attention_weights(self._scores(s, t, edge, Y), envelope, self.own_weight)
         values = (weight.unsqueeze(-1) * edge.values.unflatten(-1, (self.num_heads, -1))).sum(1).flatten(1)
         num_channels = edge.radial.shape[-1]
         attended = weight.repeat_interleave(num_channels // self.num_heads, dim=-1) if num_channels != self.num_heads else weight
@@ -61,8 +63,8 @@ class NeighbourAttention(nn.Module):
         return score
 
 
-def attention_weights(score: Tensor, envelope: Tensor) -> Tensor:
-    """α [N, M, H] of scores [N, M, H] and envelope [N, M]; the 1 in the denominator is the atom itself.
+def attention_weights(score: Tensor, envelope: Tensor, own_weight: float = 1.0) -> Tensor:
+    """α [N, M, H] of scores [N, M, H] and envelope [N, M]; `own_weight`, n in the denominator, is the atom itself.
 
     Exact for any shift of the exponent; the shift taken is the largest of 0 and log(f exp(a)), so nothing overflows.
     """
@@ -71,4 +73,4 @@ def attention_weights(score: Tensor, envelope: Tensor) -> Tensor:
     with torch.no_grad():
         shift = (score + envelope.log()).amax(1, keepdim=True).clamp(min=0.0)
     weight = envelope * torch.exp(score - shift)
-    return weight / (torch.exp(-shift) + weight.sum(1, keepdim=True))
+    return weight / (own_weight * torch.exp(-shift) + weight.sum(1, keepdim=True))

@@ -1,9 +1,12 @@
 """Atomic basis in, product basis out: the many-body part of ACE (Drautz, Phys. Rev. B 99, 014104, 2019, eqs. 27-30)."""
 
+import math
+
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from flashace.nn.bounds import bounded
 from flashace.nn.linear import full_precision
 
 
@@ -11,11 +14,13 @@ class ProductBasis(nn.Module):
     """Channelwise Clebsch-Gordan powers of the atomic basis, built up one factor at a time.
 
     B¹ = A,  B^ν_kl = Σ_(l1,l2) w^ν_k,(l1,l2,l) [B^(ν-1)_kl1 ⊗ A_kl2]_l, over paths of even parity (l1 + l2 + l even); for ν = 2 only
-    l1 ≤ l2, since the factors commute. Cost is linear in the order, so any `correlation` ≥ 1 can be asked for.
+    l1 ≤ l2, since the factors commute. Cost is linear in the order, so any `correlation` ≥ 1 can be asked for. Each B^ν is `bounded` by
+    `limit` before it goes on.
     """
 
-    def __init__(self, num_channels: int, l_max: int, correlation: int) -> None:
+    def __init__(self, num_channels: int, l_max: int, correlation: int, limit: float = math.inf) -> None:
         super().__init__()
+        self.limit = limit
         self.contractions = nn.ModuleList([Contraction(num_channels, l_max, symmetric=order == 2) for order in range(2, correlation + 1)])
 
     @full_precision
@@ -23,17 +28,8 @@ class ProductBasis(nn.Module):
         """A [N, (l_max+1)², K] -> [N, (l_max+1)², correlation · K], orders side by side."""
         orders = [A]
         for contraction in self.contractions:
-            orders.append(contraction(orders[-1], A))
+            orders.append(bounded(contraction(orders[-1], A), self.limit))
         return torch.cat(orders, dim=-1)
-
-
-def bounded(A: Tensor) -> Tensor:
-    """A / √(1 + |A_k|²/25), with |A_k|² the sum over the components of channel k: as it is where it is small, and never longer than 5.
-
-    Layers of products are polynomials of a high degree. Without a bound, atoms displaced by 0.1 Å from where the training data has them
-    could overflow float32, and a model of six layers did so before its first step (docs/model.md).
-    """
-    return A * torch.rsqrt(1 + A.square().sum(1, keepdim=True) / 25)
 
 
 class Contraction(nn.Module):

@@ -21,6 +21,12 @@ def polynomial_envelope(r: Tensor, r_max: float | Tensor, exponent: int) -> Tens
     return (1 - x) ** 3 * tail
 
 
+def mean_envelope(exponent: int) -> float:
+    """The mean of `polynomial_envelope` over the sphere of radius `r_max`, 3 ∫ f x² dx: 0.34 for an exponent of 6."""
+    p = exponent
+    return 1 - 1.5 * (p + 1) * (p + 2) / (p + 3) + 3 * p * (p + 2) / (p + 4) - 1.5 * p * (p + 1) / (p + 5)
+
+
 def never_closer(r: Tensor, least: Tensor) -> Tensor:
     """r, flattened out to 0.95 `least` where it is less than 0.9 `least`, and as it is from `least` on; three times differentiable."""
     t = ((r / least.clamp(min=1e-3) - 0.9) / 0.1).clamp(0.0, 1.0)

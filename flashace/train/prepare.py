@@ -14,6 +14,7 @@ from flashace.derivatives import EdgeBudget
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, Part
 from flashace.model import AttentionACE
+from flashace.model_file import bound_of, config_of
 from flashace.nn.readout import Readout
 from flashace.train import statistics
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
@@ -106,6 +107,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         raise FlashACEError(f"expected training and validation frames, got {len(train)} and {len(valid)} (isolated atoms aside)")
     _same_elements(train, valid)
     if start is not None:
+        config = replace(config, model=replace(config.model, bounded=config_of(start.model).bounded))  # its weights mean nothing otherwise
         _check_start(start, config, statistics.elements_of(train))
     if start is not None and restart is not None:
         references = statistics.ReferenceEnergies(start.model["atomic_energies"], start.reference_energies)
@@ -146,7 +148,7 @@ def _checkpoint_place(path: Path) -> Path:
 
 
 def _check_start(start: Start, config: FitConfig, elements: list[str]) -> None:
-    theirs, ours = start.model["config"], asdict(config.model)
+    theirs, ours = asdict(config_of(start.model)), asdict(config.model)
     other = [f"{name} {theirs.get(name)} there and {value} here" for name, value in ours.items() if theirs.get(name) != value]
     if list(start.model["atomic_energies"]) != elements:
         other.append(f"elements {', '.join(start.model['atomic_energies'])} there and {', '.join(elements)} here")
@@ -176,6 +178,7 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
             avg_num_neighbors=average if start is None else start.model["avg_num_neighbors"],
             dtype=prepared.dtype,
             shortest_distances=None if before is None else shortest,
+            energy_bound=statistics.energy_bound(prepared.train, prepared.references.values) if start is None else bound_of(start.model),
         )
     if start is not None:
         model.load_state_dict(start.weights, strict=True)

@@ -11,6 +11,7 @@ from flashace.graph import Graph
 from flashace.train.data import Labelled
 
 BLOCK = 10_000  # rows of least squares held at once
+BOUND, WEAK_BOND = 5.0, 2.0  # of `energy_bound`; the second in eV
 RANK = 1e-9  # singular values below this part of the largest one are zero
 
 
@@ -104,6 +105,20 @@ def loss_units(frames: Sequence[Labelled]) -> LossUnits:
                 total += np.square(values).sum(), values.size
     forces, stress = _rms(sums["forces"], least=1e-2), _rms(sums["stress"], least=1e-3)
     return LossUnits(energy=forces, forces=forces, stress=stress)
+
+
+def energy_bound(frames: Iterable[Labelled], atomic_energies: Mapping[str, float]) -> float:
+    """What the network may give an atom, in eV: five times the largest energy per atom of these frames, beyond that of their atoms alone.
+
+    A fifth of it is not felt (`saturated`). Energies from least squares have no atoms alone in them and tell nothing of how strongly atoms
+    are bound, so no less than five times 2 eV.
+    """
+    beyond = [
+        abs(f.energy - sum(map(atomic_energies.__getitem__, f.atoms.get_chemical_symbols()))) / len(f.atoms)
+        for f in frames
+        if f.energy is not None
+    ]
+    return BOUND * max([*beyond, WEAK_BOND])
 
 
 def closest_pairs(graph: Graph) -> dict[tuple[int, int], float]:

@@ -28,6 +28,7 @@ OPTIONS = [
     {"zbl": False, "radial_basis_type": "gaussian", "envelope_exponent": 4},
     {"num_radial": 24, "num_layers": 1},
     {"radial_basis_type": "gaussian", "gaussian_width": 0.1, "num_layers": 1},
+    {"bounded": False},
 ]
 
 
@@ -213,7 +214,7 @@ def test_what_is_no_compiler_is_named(model, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [("bound[c] = 1 / root(1 + sum / 25)", "bound[c] = 1 / root(1 + sum / 20)"), ("gq[d * H + h] += key", "gq[d * H + h] -= key")],
+    [("rho[c] = 1 / root(1 + per * sum)", "rho[c] = 1 / root(1 + 2 * per * sum)"), ("gq[d * H + h] += key", "gq[d * H + h] -= key")],
 )
 def test_what_is_compiled_wrongly_is_not_used(model_file, structure, right, wrong, monkeypatch, tmp_path):
     """As a compiler or a library may do it on some machine: energies, or slopes alone."""

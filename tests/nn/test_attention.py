@@ -105,7 +105,7 @@ def edges():
 def attention(has_tensors=True, num_heads=H):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = NeighbourAttention(F, K, num_heads, D, L_MAX, 7.0, has_tensors).double()
+        module = NeighbourAttention(F, K, num_heads, D, L_MAX, 7.0, has_tensors, own_weight=3.0).double()
         torch.nn.init.normal_(module.query.bias)
     return module
 
@@ -128,7 +128,7 @@ def test_attention_is_the_formula(has_tensors):
     alpha = torch.zeros_like(score)
     for i in range(N):
         for h in range(H):
-            total = 1 + sum(f[i, k] * score[i, k, h].exp() for k in range(M))
+            total = 3.0 + sum(f[i, k] * score[i, k, h].exp() for k in range(M))
             for j in range(M):
                 alpha[i, j, h] = f[i, j] * score[i, j, h].exp() / total
     values, attended, plain = module(s, t, edge, f, Y)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from e3nn import o3
 
-from flashace.nn.product import Contraction, ProductBasis, bounded
+from flashace.nn.bounds import bounded
+from flashace.nn.product import Contraction, ProductBasis
 
 EXACT = 1e-11
 N, K = 3, 4
@@ -51,12 +52,12 @@ def test_the_product_is_the_explicit_sum(l_max, correlation):
     torch.testing.assert_close(module(A), torch.cat(orders, dim=-1), atol=EXACT, rtol=1e-12)
 
 
-def test_what_is_large_is_bounded_and_what_is_small_stays():
-    A = basis(2)
-    lengths = torch.stack([A[:, lm] ** 2 for lm in range(9)]).sum(0).sqrt()  # [N, K]
-    torch.testing.assert_close(bounded(A), A / torch.sqrt(1 + (lengths / 5) ** 2).unsqueeze(1), atol=EXACT, rtol=0)
-    assert (bounded(1e30 * A).square().sum(1).sqrt() <= 5 + EXACT).all()
-    torch.testing.assert_close(bounded(1e-6 * A), 1e-6 * A, rtol=1e-11, atol=0)
+def test_each_order_is_bounded_before_it_goes_on():
+    module, A = product(2, 3), basis(2)
+    module.limit = 0.7
+    second = bounded(explicit(A, A, module.contractions[0].weight, 2, symmetric=True), 0.7)
+    third = bounded(explicit(second, A, module.contractions[1].weight, 2, symmetric=False), 0.7)
+    torch.testing.assert_close(module(A), torch.cat([A, second, third], dim=-1), atol=EXACT, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("l_max", "correlation"), [(1, 3), (2, 4), (3, 3), (4, 2)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.polynomial import Polynomial
 
-from flashace.nn.radial import BesselBasis, GaussianBasis, never_closer, polynomial_envelope
+from flashace.nn.radial import BesselBasis, GaussianBasis, mean_envelope, never_closer, polynomial_envelope
 
 R_MAX = 4.5  # Å
 EXPONENTS = [2, 3, 5, 6, 8, 12]
@@ -19,6 +19,12 @@ BASIS = {
 def published(p):
     """Gasteiger et al., arXiv:2003.03123, eq. 8, as a polynomial in x = r / r_max."""
     return Polynomial([1] + [0] * (p - 1) + [-(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2])
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_the_mean_of_the_envelope(p):
+    integral = (published(p) * Polynomial([0, 0, 3])).integ()
+    np.testing.assert_allclose(mean_envelope(p), integral(1) - integral(0), rtol=1e-11)
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
