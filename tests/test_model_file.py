@@ -1,6 +1,7 @@
 """The model file: what went in comes out to the last bit, and what is not a model file says so."""
 
 import json
+import math
 import re
 import runpy
 import struct
@@ -18,6 +19,7 @@ from flashace import FlashACE
 from flashace import model_file as model_file_module
 from flashace.errors import FlashACEError
 from flashace.graph import build_graph
+from flashace.model import UNBOUNDED
 from flashace.model_file import FORMAT, _digest, describe, load_model, read_header, save_model, share_model
 from flashace.train.data import LABELS
 
@@ -71,7 +73,7 @@ def test_the_header_tells_everything_but_the_weights(make_model, tmp_path):
     save_model(tmp_path / "m.pt", model, PROVENANCE)
     header = read_header(tmp_path / "m.pt")
     assert header["provenance"] == PROVENANCE
-    assert header["format"] == 1
+    assert header["format"] == FORMAT
     assert header["atomic_energies"] == model.e0
     assert header["num_parameters"] == sum(p.numel() for p in model.parameters())
 
@@ -82,6 +84,22 @@ def test_shortest_distances_come_back(make_model, tmp_path):
     loaded = load_model(tmp_path / "m.pt", torch.float64)
     assert loaded.shortest_distances == model.shortest_distances
     assert loaded.shortest.tolist() == [[4.0, 1.75], [1.75, 2.25]]  # C, Si; no C-C within the cutoff
+
+
+def test_the_energy_bound_comes_back(make_model, tmp_path):
+    model = make_model()
+    for bound in (12.5, math.inf):
+        model.energy_bound = bound
+        save_model(tmp_path / "m.pt", model, {})
+        assert load_model(tmp_path / "m.pt", torch.float64).energy_bound == bound
+
+
+def test_models_from_before_bounds_have_none():
+    model = load_model(DATA / "format-1.pt", torch.float64)
+    assert not model.config.bounded
+    assert model.energy_bound == math.inf
+    assert model.layers[0].limits == UNBOUNDED
+    assert model.layers[0].attention.own_weight == 1.0
 
 
 def test_models_are_shared_by_content(make_model, tmp_path):

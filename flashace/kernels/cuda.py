@@ -124,7 +124,6 @@ class FusedAttention:
             "KNOTS": table.shape[1] - 5,
             "R_MAX": c.r_max,
             "PLAIN_SCALE": self._attention.plain_scale,
-            "OWN_WEIGHT": self._attention.own_weight,
             **_tile(c.num_channels),
         }
 
@@ -148,7 +147,7 @@ class FusedAttention:
         look = None
         if attention.direction_query is not None and t is not None:
             look = attention.direction_query(t).repeat_interleave(self._repeats, dim=-1).contiguous()
-        values, attended, plain = _Attend.apply(query.contiguous(), look, *edges[2:], edges, self._table, self._sizes)
+        values, attended, plain = _Attend.apply(query.contiguous(), look, *edges[2:], edges, self._table, attention.own_weight, self._sizes)
         values = values.mT.flatten(1).unflatten(1, (self._heads, -1))[:, :, : self._per_head].flatten(1)
         return values, attended, plain
 
@@ -172,6 +171,7 @@ class _Attend(torch.autograd.Function):
         Y: Tensor,
         edges: Edges,
         table: Tensor,
+        own_weight: float,
         sizes: dict[str, Any],
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_atoms, num_channels = len(query), sizes["K"]
@@ -180,7 +180,8 @@ class _Attend(torch.autograd.Function):
         log_sum = query.new_empty(num_atoms, num_channels)
         inputs = (query, query if look is None else look, r, envelope, Y, edges.pair, edges.first, table)
         with torch.cuda.device_of(query):
-            attend[(num_atoms,)](*inputs, values, attended, plain, log_sum, LOOKS=look is not None, num_warps=1, **sizes)
+            found = values, attended, plain, log_sum
+            attend[(num_atoms,)](*inputs, *found, LOOKS=look is not None, OWN_WEIGHT=own_weight, num_warps=1, **sizes)
         ctx.save_for_backward(*inputs, values, attended, log_sum)
         ctx.looks, ctx.sizes = look is not None, sizes
         return values, attended, plain
@@ -196,7 +197,7 @@ class _Attend(torch.autograd.Function):
         found = (query if g_query is None else g_query, query if g_look is None else g_look, g_r, g_envelope, g_Y)
         with torch.cuda.device_of(query):
             attend_back[(len(query),)](*ctx.saved_tensors, *slopes, *found, LOOKS=ctx.looks, QUERIES=queries, num_warps=1, **ctx.sizes)
-        return g_query, g_look, g_r, g_envelope, g_Y, None, None, None
+        return g_query, g_look, g_r, g_envelope, g_Y, None, None, None, None
 
 
 class Terms(NamedTuple):

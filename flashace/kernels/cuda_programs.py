@@ -23,6 +23,7 @@ def attend(
     plain,
     log_sum,
     LOOKS: tl.constexpr,
+    OWN_WEIGHT: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
     D: tl.constexpr,
@@ -30,7 +31,6 @@ def attend(
     KNOTS: tl.constexpr,
     R_MAX: tl.constexpr,
     PLAIN_SCALE: tl.constexpr,
-    OWN_WEIGHT: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -124,7 +124,6 @@ def attend_back(
     KNOTS: tl.constexpr,
     R_MAX: tl.constexpr,
     PLAIN_SCALE: tl.constexpr,
-    OWN_WEIGHT: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):

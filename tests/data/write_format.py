@@ -31,7 +31,8 @@ SIZES = {
 def main() -> None:
     path = HERE / f"format-{FORMAT}.pt"
     torch.manual_seed(0)
-    model = AttentionACE(ModelConfig(**SIZES), {"C": -7.5, "Si": -5.25}, scale=1.5, avg_num_neighbors=12.0, dtype=torch.float64)
+    e0, bound = {"C": -7.5, "Si": -5.25}, 8.0
+    model = AttentionACE(ModelConfig(**SIZES), e0, scale=1.5, avg_num_neighbors=12.0, dtype=torch.float64, energy_bound=bound)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight *= 10.0 if "readout" in name else 1.1

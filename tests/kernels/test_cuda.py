@@ -165,7 +165,7 @@ def test_slopes_of_the_attention(attention, random):
     inputs = [random(3, 2, 4), random(3, 8, 4), *(x.clone() for x in edges[2:])]
 
     def outputs(query, look, r, envelope, Y):
-        return cuda._Attend.apply(query, look, r, envelope, Y, edges, fused._table, fused._sizes)
+        return cuda._Attend.apply(query, look, r, envelope, Y, edges, fused._table, fused._attention.own_weight, fused._sizes)
 
     for x in inputs:
         x.requires_grad_()
@@ -280,7 +280,7 @@ from flashace.kernels import cuda_programs as programs
 sizes = dict(K=3, V=2, D=2, LM=1, KNOTS=8, R_MAX=4.0, PLAIN_SCALE=0.3, LANES=4, ROWS=16)
 integers = {"pair": "*i32", "first": "*i64", "factors": "*i32", "num_atoms": "i32"}
 for program, constants in [
-    (programs.attend, dict(LOOKS=True, **sizes)),
+    (programs.attend, dict(LOOKS=True, OWN_WEIGHT=4.0, **sizes)),
     (programs.attend_back, dict(LOOKS=True, QUERIES=True, **sizes)),
     (programs.attend_back, dict(LOOKS=False, QUERIES=False, **sizes)),
     (programs.contract, dict(L=4, K=3, LANES=4, ROWS=16)),
