@@ -15,12 +15,13 @@ from ase.cell import Cell
 from ase.data import chemical_symbols
 
 from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
-from flashace.errors import FlashACEError
+from flashace.errors import FlashACEError, ShortDistanceWarning, UncertaintyWarning
 from flashace.graph import Graph, VerletList, batch_graphs
 from flashace.kernels import cpu
 from flashace.kernels.cpu import CpuKernel
 from flashace.model import AttentionACE, Interaction
-from flashace.model_file import share_model
+from flashace.model_file import pack_model, share_model, unpack_model
+from flashace.surroundings import undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 KERNELS = "auto", "compiled", "plain"
@@ -98,13 +99,15 @@ class FlashACE(Calculator):
         atoms.get_stress()            # [6] eV/Å³, ASE's sign and Voigt order
 
     All results come from one backward pass. Stress is there when the cell has three vectors, and divided by that cell's volume.
-    `device` is auto, cpu, cuda, cuda:1, …; `dtype` is the precision inside the network, float32 or float64: energies are summed in float64.
+    `model` is a model file, or a run folder that holds a `model.pt`. `device` is auto, cpu, cuda, cuda:1, …; `dtype` is the precision
+    inside the network, float32 or float64: energies are summed in float64.
     `get_uncertainty` says how uncertain the energies are. Where that of an atom is above `warn_uncertainty` (eV) a warning is given, once;
     above `stop_uncertainty` (eV) the structure counts as a failed calculation.
 
     Calculators of one model file, precision and device share their weights, and so do copies (`copy.deepcopy`): one per image of a path, or
-    per thread, costs no memory. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
-    warning.
+    per thread, costs no memory. What surrounds a calculator in a program (inference mode, autocast, another default device or precision)
+    does not change its numbers. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
+    `ShortDistanceWarning`.
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
@@ -139,8 +142,8 @@ class FlashACE(Calculator):
     def __init__(
         self,
         model: str | Path,
-        device: str = "auto",
-        dtype: str = "float32",
+        device: str | torch.device | None = "auto",
+        dtype: str | torch.dtype = "float32",
         max_edges: int | None = None,
         warn_uncertainty: float | None = None,
         stop_uncertainty: float | None = None,
@@ -148,14 +151,16 @@ class FlashACE(Calculator):
         skin: float = 0.5,
     ) -> None:
         thresholds = {"warn_uncertainty": warn_uncertainty, "stop_uncertainty": stop_uncertainty}
-        super().__init__(model=str(model), device=device, dtype=dtype, max_edges=max_edges, kernel=kernel, skin=skin, **thresholds)
+        super().__init__(model=model, device=device, dtype=dtype, max_edges=max_edges, kernel=kernel, skin=skin, **thresholds)
 
+    @undisturbed
     def set(self, **parameters: Any) -> dict[str, Any]:
         """Change `model` or an option; returns what changed. Raises FlashACEError for any other name."""
         names = ["model", *self.default_parameters]
         unknown = sorted(set(parameters) - set(names))
         if unknown:
             raise FlashACEError(f"parameters: expected {', '.join(names[:-1])} or {names[-1]}, got {', '.join(unknown)}; leave it out")
+        parameters = {name: _plain(name, value) for name, value in parameters.items()}
         p = {**self.parameters, **parameters}
         if p == self.parameters:
             return {}
@@ -170,7 +175,8 @@ class FlashACE(Calculator):
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.verlet_list = VerletList(model.config.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = False
-        self._species, self._shortest = model.element_index.cpu().numpy(), model.shortest.cpu().numpy()
+        self._species, self._shortest = (table.cpu().numpy().copy() for table in (model.element_index, model.shortest))
+        self._falls_back, self._stresses = False, None
         self._known_numbers: np.ndarray | None = None  # of the last structure; elements rarely change
         changed = super().set(**parameters)
         self.reset()
@@ -198,13 +204,33 @@ class FlashACE(Calculator):
         other.__dict__ = copy.deepcopy({**self.__dict__, "batch": None}, memo)
         return other
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As multiprocessing and files have it: with the weights, since the model file may be out of reach where it arrives."""
+        return {**self.__dict__, "batch": None, "model": pack_model(self.model)}
+
+    @undisturbed
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        p = self.parameters
+        self.model = unpack_model(state["model"], choose_dtype(p["dtype"]), choose_device(p["device"]))
+        if self.model.embedding.device != self.device:  # "auto" on another machine
+            self.device = self.model.embedding.device
+            self.budget = EdgeBudget.of(self.device, p["max_edges"])
+
+    @undisturbed
     def calculate(
         self,
         atoms: Atoms | None = None,
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Fill `results` with everything at once: a second property costs nothing."""
+        """Fill `results` with everything at once: a second property costs nothing.
+
+        But for `stresses`, which files would keep with every structure: they are there when they have been asked for, at no cost either.
+        """
+        if "stresses" in properties and not system_changes and self.results and self._stresses is not None:
+            self.results["stresses"] = self._stresses
+            return
         self.results = {}  # whatever happens below, nothing old is handed out
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
@@ -214,7 +240,11 @@ class FlashACE(Calculator):
         if found is None:
             ((graph, prediction),) = self.predict([self.graph(atoms)])
             found = self.evaluation(graph, prediction)
-        self.results, self._uncertainty = found.results if self.batch is None else copy.deepcopy(found.results), found.uncertainty
+        results = found.results if self.batch is None else copy.deepcopy(found.results)
+        self._stresses = results.pop("stresses", None)
+        if "stresses" in properties and self._stresses is not None:
+            results["stresses"] = self._stresses
+        self.results, self._uncertainty = results, found.uncertainty
 
     def graph(self, atoms: Atoms) -> Graph:
         """Who is whose neighbour, from the Verlet list where it still holds. Raises FlashACEError as `calculate` does."""
@@ -257,7 +287,7 @@ class FlashACE(Calculator):
     def _kernel(self) -> CpuKernel | Interaction | None:
         """What `kernel` asks for; None is the plain path."""
         asked = self.parameters["kernel"]
-        if asked == "plain" or (asked == "auto" and self.model.dtype != torch.float32):
+        if self._falls_back or asked == "plain" or (asked == "auto" and self.model.dtype != torch.float32):
             return None
         try:
             return compiled_kernel(self.model)
@@ -265,7 +295,7 @@ class FlashACE(Calculator):
             if asked == "compiled":
                 raise
             warnings.warn(f"{error}. This calculator takes the plain path, which is many times slower", stacklevel=2)
-            self.parameters["kernel"] = "plain"
+            self._falls_back = True
             return None
 
     def get_uncertainty(self, atoms: Atoms | None = None) -> EnergyUncertainty:
@@ -296,7 +326,7 @@ class FlashACE(Calculator):
                 raise CalculationFailed(message)
             if not self._warned_of_uncertainty:
                 self._warned_of_uncertainty = True
-                warnings.warn(message, stacklevel=2)
+                warnings.warn(message, UncertaintyWarning, stacklevel=2)
 
     def _check_elements(self, atoms: Atoms) -> None:
         if self._known_numbers is None or not np.array_equal(atoms.numbers, self._known_numbers):
@@ -324,6 +354,7 @@ class FlashACE(Calculator):
         warnings.warn(
             f"{names}: atoms {a} and {b} are {distance:.3f} Å apart; in the training data {seen}. Energy and forces are a guess here: look "
             "whether the structure is meant to be like this, or add such frames to the training data (this calculator warns once)",
+            ShortDistanceWarning,
             stacklevel=2,
         )
         self._warned_of_distance = True
@@ -331,6 +362,17 @@ class FlashACE(Calculator):
 
 if "flashace" not in external_calculators:  # a module may be imported twice, and ASE takes a name once
     register_calculator_class("flashace", FlashACE)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A parameter as JSON has it, which is what files of ASE keep: names instead of torch's objects, Python's numbers for numpy's."""
+    if name == "model":
+        return str(Path(value, "model.pt")) if Path(str(value)).is_dir() else str(value)  # a run folder
+    if name == "device":
+        return "auto" if value is None else str(value) if isinstance(value, torch.device) else value
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def compiled_kernel(model: AttentionACE) -> CpuKernel | Interaction:

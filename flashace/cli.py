@@ -1,4 +1,7 @@
-"""The commands: what a user types in, what the rest of the house does out. The only file with click."""
+"""The commands: what a user types in, what the rest of the house does out. The only file with click.
+
+What needs PyTorch, which takes seconds to import, is imported by the command that needs it: help is there at once.
+"""
 
 import ctypes
 import itertools
@@ -9,41 +12,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 from ase.calculators.calculator import CalculationFailed
 from rich.console import Console
 from rich.table import Table
 
-from flashace.calculator import FlashACE, choose_device, choose_dtype
 from flashace.errors import FlashACEError
-from flashace.graph import Graph
-from flashace.kernels.splines import splines_of
-from flashace.lammps.export import export_for_lammps
-from flashace.model_file import load_model, read_header, save_model
 from flashace.serve import PORT
 from flashace.serve import serve as serve_sockets
-from flashace.train import report
-from flashace.train.calibrate import calibration_rows, calibration_sets, estimate_uncertainty
-from flashace.train.check import check as check_labels
-from flashace.train.check import quick_check
-from flashace.train.check.finding import finding_table, mends
-from flashace.train.checkpoint import checkpoints_in
-from flashace.train.config import FitConfig, load_config
-from flashace.train.data import LabelKeys, Labelled
-from flashace.train.evaluate import error_rows, predict_graphs
-from flashace.train.lazy import chained
-from flashace.train.loop import LEFT_BY_A_FIT, progress_bar
-from flashace.train.loop import fit as run_fit
-from flashace.train.neighbors import build_graphs, fresh_graphs
-from flashace.train.prepare import Prepared, prepare
-from flashace.train.ranks import joined
-from flashace.train.shards import convert as convert_files
-from flashace.train.shards import read_data
-from flashace.verify import PRECISIONS, calculator_factory, law_table
-from flashace.verify import verify as verify_laws
+
+if TYPE_CHECKING:
+    from flashace.graph import Graph
+    from flashace.train.config import FitConfig
+    from flashace.train.data import LabelKeys, Labelled
+    from flashace.train.prepare import Prepared
 
 # file names and labels are shown as they are: "[1]" and ":o:" in them are no markup
 console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
@@ -114,6 +98,9 @@ def main() -> None:
 @click.option("--precompute-neighbors/--no-precompute-neighbors", default=None, help="Neighbour lists once, or again for every batch.")
 def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, **flags: Any) -> None:
     """Fit a model to labelled structures (any format that ASE reads, or shards of `flashace convert`)."""
+    from flashace.train.loop import fit as run_fit
+    from flashace.train.ranks import joined
+
     started = time.monotonic()
     _keep_freed_memory()
     with joined() as ranks:
@@ -137,8 +124,11 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
 
 
-def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any]) -> tuple[Prepared, Path] | None:
+def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any]) -> "tuple[Prepared, Path] | None":
     """What is fitted, and the run folder; shows the decisions. None for a dry run."""
+    from flashace.train import report
+    from flashace.train.prepare import prepare
+
     if resume is not None:
         given = [name for name, value in flags.items() if value not in (None, ())]
         if given or config:
@@ -176,6 +166,10 @@ def check(data: tuple[str, ...], json_file: str | None, **keys: Any) -> None:
 
     Units, signs and orders of components are tested by a linear fit of seconds. DATA itself is never changed.
     """
+    from flashace.train import report
+    from flashace.train.check import check as check_labels
+    from flashace.train.check.finding import finding_table, mends
+
     findings, labels = check_labels(data, _label_keys(keys))
     console.print(report.label_table(labels))
     console.print(finding_table(findings))
@@ -197,6 +191,10 @@ def check(data: tuple[str, ...], json_file: str | None, **keys: Any) -> None:
 @click.option("--stress-key", help="Name of the stress or virial in DATA.")
 def convert(data: tuple[str, ...], shards: str, overwrite: bool, **keys: Any) -> None:
     """Write DATA as a folder SHARDS of memory-mapped arrays: `flashace fit SHARDS` then needs no more memory for more data."""
+    from flashace.train import report
+    from flashace.train.loop import progress_bar
+    from flashace.train.shards import convert as convert_files
+
     with progress_bar(console) as bar:
         task = bar.add_task("")
 
@@ -219,6 +217,13 @@ def convert(data: tuple[str, ...], shards: str, overwrite: bool, **keys: Any) ->
 @click.option("--stress-key")
 def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype: str, **keys: Any) -> None:
     """Errors of MODEL on labelled structures; predictions go to a file."""
+    from flashace.calculator import choose_device, choose_dtype
+    from flashace.model_file import load_model
+    from flashace.train import report
+    from flashace.train.calibrate import calibration_rows
+    from flashace.train.evaluate import error_rows, predict_graphs
+    from flashace.train.shards import read_data
+
     network = load_model(model, choose_dtype(dtype), choose_device(device))
     frames, labels = read_data(data, _label_keys(keys), required=("energy",))
     graphs = _graphs(frames, network.config.r_max)
@@ -244,6 +249,11 @@ def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype:
 @click.option("--stress-key")
 def calibrate(model: str, data: tuple[str, ...], valid: tuple[str, ...], output: str | None, device: str, **keys: Any) -> None:
     """Give MODEL, fitted to DATA, what it needs to say how uncertain its energies are. A fit does this by itself where it can."""
+    from flashace.calculator import choose_device, choose_dtype
+    from flashace.model_file import load_model, read_header, save_model
+    from flashace.train import report
+    from flashace.train.calibrate import calibration_sets, estimate_uncertainty
+
     header = read_header(model)
     network = load_model(model, choose_dtype(header["dtype"]), choose_device(device))
     sets = calibration_sets(data, valid, _label_keys(keys), header["provenance"])
@@ -263,6 +273,10 @@ def calibrate(model: str, data: tuple[str, ...], valid: tuple[str, ...], output:
 @click.option("--march", default="native", show_default=True, help="Kind of processor, as gcc names it: x86-64-v3 for any with AVX2.")
 def export(model: str, engine: str, output: str | None, dtype: str, march: str) -> None:
     """One file of MODEL, compiled and with its weights, for another program (docs/lammps.md)."""
+    from flashace.calculator import choose_dtype
+    from flashace.lammps.export import export_for_lammps
+    from flashace.model_file import load_model
+
     target = Path(output or Path(model).with_suffix(".so"))
     if target.resolve() == Path(model).resolve():
         raise FlashACEError(f"--output {target}: expected another file than MODEL, which this would overwrite")
@@ -277,6 +291,9 @@ def export(model: str, engine: str, output: str | None, dtype: str, march: str) 
 @click.argument("model", type=click.Path())
 def info(model: str) -> None:
     """What MODEL is: elements, sizes, reference energies, what it was fitted to and how well."""
+    from flashace.model_file import read_header
+    from flashace.train import report
+
     header = read_header(model)
     provenance = header["provenance"]
     table = Table(show_header=False, title=str(model), title_justify="left")
@@ -314,11 +331,15 @@ def info(model: str) -> None:
 @click.option("--arg", "arguments", multiple=True, help="name=value: a further argument of the calculator; as often as needed.")
 @click.option("--json", "json_file", type=click.Path(), help="File for the results.")
 @click.option("--device", help="Handed to the calculator; its own choice where not given.")
-@click.option("--dtype", type=click.Choice(list(PRECISIONS)), default="float64", show_default=True, help="Precision to check in.")
+@click.option("--dtype", type=click.Choice(["float64", "float32"]), default="float64", show_default=True, help="Precision to check in.")
 def verify(
     model: str, structure: str, calculator: str, arguments: tuple[str, ...], json_file: str | None, device: str | None, dtype: str
 ) -> None:
     """Does MODEL obey the laws that a potential has to obey, on STRUCTURE (the last frame)? Exit status 1 where it does not."""
+    from flashace.train.shards import read_data
+    from flashace.verify import calculator_factory, law_table
+    from flashace.verify import verify as verify_laws
+
     frames, _ = read_data(structure, required=())
     make_calculator, choosable = calculator_factory(calculator, model, device, arguments)
     precisions = ("float64", "float32") if choosable and dtype == "float64" else (dtype,)
@@ -347,6 +368,9 @@ def serve(
     model: str, structure: str, unixsocket: str | None, host: str | None, port: int | None, wait: float, device: str, dtype: str
 ) -> None:
     """Evaluate MODEL for a program that speaks the i-PI protocol, such as i-PI or ASE's SocketIOCalculator, until that ends."""
+    from flashace.calculator import FlashACE
+    from flashace.train.shards import read_data
+
     if unixsocket is not None and (host, port) != (None, None):
         raise FlashACEError("address: expected --unixsocket, or --host and --port, got both; leave one out")
     frames, _ = read_data(structure, required=())
@@ -355,6 +379,11 @@ def serve(
 
 
 def _splines_in_words(path: str) -> str:
+    import torch
+
+    from flashace.kernels.splines import splines_of
+    from flashace.model_file import load_model
+
     try:
         splines = splines_of(load_model(path, torch.float64))
     except FlashACEError as error:
@@ -362,8 +391,10 @@ def _splines_in_words(path: str) -> str:
     return f"{splines.intervals} intervals, off by {splines.error:.1e} of the largest edge function"
 
 
-def _configuration(path: str | None, flags: dict[str, Any]) -> FitConfig:
+def _configuration(path: str | None, flags: dict[str, Any]) -> "FitConfig":
     """From -c, from data on the command line alone, or from the first config file in the usual places."""
+    from flashace.train.config import load_config
+
     if path is None and not flags["data"]:
         found = [place for place in CONFIG_PLACES if place.is_file()]
         if not found:
@@ -373,17 +404,25 @@ def _configuration(path: str | None, flags: dict[str, Any]) -> FitConfig:
     return load_config(path, flags)
 
 
-def _graphs(frames: Sequence[Labelled], r_max: float) -> Sequence[Graph]:
+def _graphs(frames: "Sequence[Labelled]", r_max: float) -> "Sequence[Graph]":
     """Once for frames in memory, and at each access for those of shards."""
+    from flashace.train.neighbors import build_graphs, fresh_graphs
+
     return build_graphs(frames, r_max) if isinstance(frames, list) else fresh_graphs(frames, r_max)
 
 
-def _label_keys(keys: dict[str, Any]) -> LabelKeys:
+def _label_keys(keys: dict[str, Any]) -> "LabelKeys":
+    from flashace.train.data import LabelKeys
+
     return LabelKeys(**{name.removesuffix("_key"): key for name, key in keys.items()})
 
 
-def _stop_on_wrong_labels(prepared: Prepared) -> None:
+def _stop_on_wrong_labels(prepared: "Prepared") -> None:
     """Prints what is surely wrong with the frames of a fit, and raises FlashACEError unless `force` is set."""
+    from flashace.train.check import quick_check
+    from flashace.train.check.finding import finding_table, mends
+    from flashace.train.lazy import chained
+
     wrong = [finding for finding in quick_check(chained(prepared.train, prepared.valid)) if finding.severity == "surely wrong"]
     if not wrong:
         return
@@ -412,6 +451,9 @@ def _default_folder(data: str, overwrite: bool) -> Path:
 
 
 def _refuse_existing(folder: Path) -> None:
+    from flashace.train.checkpoint import checkpoints_in
+    from flashace.train.loop import LEFT_BY_A_FIT
+
     if any((folder / name).exists() for name in LEFT_BY_A_FIT) or checkpoints_in(folder / "checkpoints"):
         raise FlashACEError(
             f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, or --resume {folder}"

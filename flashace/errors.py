@@ -1,5 +1,13 @@
-"""The one family of errors that a user's mistake can raise."""
+"""The one family of errors that a user's mistake can raise, and the warnings that `warnings.filterwarnings` can tell apart."""
 
 
 class FlashACEError(ValueError):
     """Bad input. The message names the thing, what was expected, what came, and what to do."""
+
+
+class ShortDistanceWarning(UserWarning):
+    """Two atoms are closer than any such pair of the training data."""
+
+
+class UncertaintyWarning(UserWarning):
+    """The energy of an atom is more uncertain than `warn_uncertainty`."""

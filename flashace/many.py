@@ -13,10 +13,12 @@ from ase.phonons import Displacement
 from flashace.calculator import Evaluation, FlashACE
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, build_graph
+from flashace.surroundings import undisturbed
 
 Key = tuple[bytes, ...]
 
 
+@undisturbed
 def evaluate_many(structures: Iterable[Atoms], calculator: FlashACE | str | Path) -> list[dict[str, Any]]:
     """ASE's results of each structure, as `calculator.results` has them after a calculation: energy, free_energy, energies, forces; with a
     cell, stress and stresses. In eV and Å.

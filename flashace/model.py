@@ -27,6 +27,7 @@ from flashace.uncertainty import Uncertainty
 TRUSTED = 0.9  # of the shortest distance in training: down to there the network is taken at its word
 LIMITS = Limits(basis=5.0, product=20.0, feed_forward=40.0)
 UNBOUNDED = Limits(basis=5.0, product=math.inf, feed_forward=math.inf)  # of models before `bounded`
+IN_EV = "atomic_energies", "repulsion", "uncertainty"  # float64 always
 UNKNOWN = 2**31  # no index of anything: using it is an error
 
 # graph and element of each of its atoms -> energies [C + S] in units of the scale, of the centres and of one atom without neighbours per
@@ -121,13 +122,25 @@ class AttentionACE(nn.Module):
         self.layers = nn.ModuleList([_layer(c, len(numbers), self.avg_num_neighbors, has_tensors=p > 0) for p in range(c.num_layers)])
         self.readouts = nn.ModuleList([Readout(c.hidden_dim) for _ in range(c.num_layers)])
         self.to(dtype)
-        # float64 always: total energies of thousands of eV have to be resolved to µeV
+        # float64: total energies of thousands of eV have to be resolved to µeV
         self.register_buffer("atomic_energies", torch.tensor(list(self.e0.values()), dtype=torch.float64), persistent=False)
         radius = torch.from_numpy(covalent_radii[numbers])
         bond = (radius + radius[:, None]).clamp(max=c.r_max)
         trusted = {pair: TRUSTED * r for pair, r in (shortest_distances or {}).items()}
         self.repulsion = Repulsion(numbers, _pair_table(trusted, self.symbols, bond)) if c.zbl else None
         self.uncertainty = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AttentionACE":
+        """What `float()`, `half()` and `to(dtype)` do: energies in eV stay float64, and follow to another device alone."""
+        exact = {
+            name: buffer for name, buffer in self.named_buffers() if name.startswith(("atomic_energies", "repulsion.", "uncertainty."))
+        }
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            owner, _, own_name = name.rpartition(".")
+            holder = self.get_submodule(owner)
+            setattr(holder, own_name, before.to(getattr(holder, own_name).device))
+        return self
 
     @property
     def symbols(self) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +14,11 @@ from weakref import WeakValueDictionary
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from flashace.errors import FlashACEError
 from flashace.model import AttentionACE, ModelConfig
+from flashace.surroundings import undisturbed
 from flashace.uncertainty import Uncertainty
 
 FORMAT = 2  # from 2 on models can be bounded
@@ -76,6 +78,13 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
     The file appears whole or not at all.
     """
     path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    header, tensors = _contents(model, provenance)
+    partial.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
+    partial.replace(path)
+
+
+def _contents(model: AttentionACE, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     header = {
         "format": FORMAT,
         **describe(model),
@@ -86,9 +95,7 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
         header["uncertainty"] = model.uncertainty.describe()
         tensors |= {UNCERTAINTY + name: tensor for name, tensor in model.uncertainty.tensors().items()}
     header["sha256"] = _digest(header, tensors)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
-    partial.replace(path)
+    return header, tensors
 
 
 def describe(model: AttentionACE) -> dict[str, Any]:
@@ -126,19 +133,41 @@ def share_model(path: str | Path, dtype: torch.dtype, device: str | torch.device
 
     So nobody may change it.
     """
-    header, tensors = _read(Path(path))
-    key = header["sha256"], dtype, str(device)
-    with _sharing:
-        model = _shared.get(key)
-        if model is None:
-            model = _shared[key] = _build(Path(path), header, tensors, dtype, device)
-    return model
+    return _share(Path(path), *_read(Path(path)), dtype, device)
+
+
+def pack_model(model: AttentionACE) -> tuple[dict[str, Any], bytes]:
+    """The model for another process: what a model file has, without provenance. `unpack_model` shares it there as `share_model` does.
+
+    PyTorch's own way would move the weights into memory of both processes, away from where others look at them.
+    """
+    header, tensors = _contents(model, {})
+    return header, save(tensors)
+
+
+def unpack_model(packed: tuple[dict[str, Any], bytes], dtype: torch.dtype, device: str | torch.device) -> AttentionACE:
+    """The model that was packed, to the last bit where `dtype` is that of its weights."""
+    header, weights = packed
+    return _share(Path("model"), header, load(weights), dtype, device)
 
 
 _shared: WeakValueDictionary[tuple[str, torch.dtype, str], AttentionACE] = WeakValueDictionary()
 _sharing = Lock()  # calculators are made in threads too
+os.register_at_fork(before=_sharing.acquire, after_in_parent=_sharing.release, after_in_child=_sharing.release)
 
 
+def _share(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype, device: Any) -> AttentionACE:
+    key = header["sha256"], dtype, str(device)
+    with _sharing:
+        model = _shared.get(key)
+        if model is None:
+            built = _build(path, header, tensors, dtype, device)
+            packed = _contents(built, {})[0]["sha256"], dtype, str(device)  # the same weights may come back from another process
+            model = _shared[key] = _shared.setdefault(packed, built)
+    return model
+
+
+@undisturbed
 def _build(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor], dtype: torch.dtype, device: Any) -> AttentionACE:
     try:
         described = header.get("uncertainty")

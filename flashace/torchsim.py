@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flashace.calculator import FlashACE
 from flashace.graph import Graph, VerletList
+from flashace.surroundings import undisturbed
 
 try:
     from torch_sim.models.interface import ModelInterface
@@ -33,18 +34,19 @@ class FlashACEModel(ModelInterface):
     def __init__(
         self,
         model: str | Path,
-        device: str | torch.device = "auto",
+        device: str | torch.device | None = "auto",
         dtype: str = "float32",
         max_edges: int | None = None,
         kernel: str = "auto",
         skin: float = 0.5,
     ) -> None:
         super().__init__()
-        self.calculator = FlashACE(model, str(device), dtype, max_edges, kernel=kernel, skin=skin)
+        self.calculator = FlashACE(model, device, dtype, max_edges, kernel=kernel, skin=skin)
         self._device, self._dtype = self.calculator.device, torch.float64
         self._compute_forces = self._compute_stress = True
         self._lists: list[VerletList] = []
 
+    @undisturbed
     def forward(self, state: SimState) -> dict[str, Tensor]:
         """`energy` [B] eV, `forces` [N, 3] eV/Å, and `stress` [B, 3, 3] eV/Å³, which is NaN for a system whose cell has no volume.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flashace.errors import FlashACEError
 
 MIN_FRAMES = 10  # to calibrate with: α is then known to 1 / √(2 · 10), some 20 %
-RIDGES = 10.0 ** torch.arange(-10, 2.1, 0.5, dtype=torch.float64)  # ς² that are tried, in units of the mean eigenvalue of F
+RIDGES = 10.0 ** torch.arange(-10, 2.1, 0.5, dtype=torch.float64, device="cpu")  # ς² that are tried, in units of the mean eigenvalue of F
 AS_LIKELY = 1.0  # the smallest ς² whose log likelihood is that close to the best: 10 or 50 frames cannot tell them apart
 
 

@@ -270,7 +270,7 @@ def lattice_vectors(calculator: Calculator, atoms: Atoms, precision: Precision =
     others = [atoms.copy() for _ in range(2)]
     for other, change in zip(others, (mirrored, skewed), strict=True):
         other.set_cell(change @ np.asarray(atoms.cell))
-    return max(_same(calculator, atoms, precision, other) for other in others)
+    return _worst([_same(calculator, atoms, precision, other) for other in others])
 
 
 @law
@@ -285,7 +285,7 @@ def open_directions(calculator: Calculator, atoms: Atoms, precision: Precision =
         other = base.copy()
         other.set_cell(np.where(base.pbc, 1.0, factor)[:, None] * np.asarray(base.cell))
         found.append(_same(calculator, base, precision, other))
-    return max(found)
+    return _worst(found)
 
 
 @law
@@ -294,7 +294,7 @@ def supercell(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT
     if not atoms.pbc.any():
         raise NotApplicable("no periodic direction")
     repeats = np.where(np.eye(3, dtype=bool), 2, 1)[atoms.pbc]
-    return max(_same(calculator, atoms, precision, atoms.repeat(n), _doubled) for n in repeats)
+    return _worst([_same(calculator, atoms, precision, atoms.repeat(n), _doubled) for n in repeats])
 
 
 @law
@@ -312,7 +312,7 @@ def additivity(calculator: Calculator, atoms: Atoms, precision: Precision = FLOA
         both = evaluate(calculator, whole + far)._replace(virial=None)
         tolerance = precision.symmetry + _round_off(both, precision) / scale
         found.append(Finding(_error(both, apart) / scale, tolerance, detail=f"{gap:.2f} Å apart"))
-    return max(found)
+    return _worst(found)
 
 
 @law
@@ -373,7 +373,7 @@ def atoms_in_a_line(calculator: Calculator, atoms: Atoms, precision: Precision =
         slopes = _forces_against_slopes(calculator, line, precision, num_directions=1)
         jumps = _jumps(calculator, line, 1, np.roll(axis, 1), precision.force_step)
         found.append(slopes._replace(measured=max(slopes.measured, jumps.max() / _scale(evaluate(calculator, line)))))
-    return max(found)
+    return _worst(found)
 
 
 @law
@@ -439,7 +439,7 @@ def force_jumps_of_a_pair(calculator: Calculator, atoms: Atoms, precision: Preci
 
         jump, r = _first_jump(forces, *_span(calculator, atoms), precision)
         found.append(Finding(jump, precision.jump, detail=f"{_named(a, b)} at {r:.3f} Å" if jump else ""))
-    return max(found)
+    return _worst(found)
 
 
 @law
@@ -458,7 +458,7 @@ def pair_repulsion(calculator: Calculator, atoms: Atoms, precision: Precision = 
         for r in np.linspace(SHORTEST, max(SHORTEST, 0.7 * (covalent_radii[a] + covalent_radii[b])), 11):
             push = evaluate(calculator, _dimer(a, b, r)).forces[1, 0]
             found.append(Finding(-push, -1.0, "eV/Å inwards", f"{_named(a, b)} at {r:.2f} Å"))
-    return max(found)
+    return _worst(found)
 
 
 @law
@@ -469,7 +469,7 @@ def pair_tortuosity(calculator: Calculator, atoms: Atoms, precision: Precision =
         energy = np.array([evaluate(calculator, _dimer(a, b, r)).energy for r in np.arange(start, stop, 0.1)])
         direct = energy[0] + energy[-1] - 2 * energy.min()
         found.append(Finding(np.abs(np.diff(energy)).sum() / max(direct, 1e-3), 1.5, "path / direct", _named(a, b)))
-    return max(found)
+    return _worst(found)
 
 
 @law
@@ -529,12 +529,13 @@ def finite_results(calculator: Calculator, atoms: Atoms, precision: Precision = 
 @law
 def history(make_calculator: Callable[[], Calculator], atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
     """The result depends on the structure alone, not on what was computed before."""
-    used, worst = make_calculator(), Finding(0.0, precision.symmetry)
+    used, all_found = make_calculator(), []
     for name, steps in _changes(atoms):
         for before in (atoms, *steps[:-1]):
             evaluate(used, before)
         found = _compared(evaluate(used, steps[-1]), evaluate(make_calculator(), steps[-1]), precision)
-        worst = max(worst, found._replace(detail=f"after {name}"))
+        all_found.append(found._replace(detail=f"after {name}"))
+    worst = _worst(all_found)
     return worst._replace(detail=worst.detail if worst.measured > worst.tolerance else "")
 
 
@@ -687,6 +688,11 @@ def _doubled(state: State) -> State:
     return State(2 * state.energy, np.tile(state.forces, (2, 1)), None if state.virial is None else 2 * state.virial)
 
 
+def _worst(found: Sequence[Finding]) -> Finding:
+    """The one that is farthest beyond its tolerance, in units of that; NaN goes before all."""
+    return max(found, key=lambda finding: np.nan_to_num(finding.measured / abs(finding.tolerance), nan=np.inf))
+
+
 def _random_rotation() -> np.ndarray:
     Q, _ = np.linalg.qr(np.random.default_rng(SEED).normal(size=(3, 3)))
     return Q * np.linalg.det(Q)
@@ -802,15 +808,15 @@ def _largest_jump(calculator: Calculator, atoms: Atoms, starts: list[tuple[Atoms
     if not starts:
         raise NotApplicable(f"no cutoff found up to {LONGEST:.0f} Å")
     usual = evaluate(calculator, atoms)
-    worst = Finding(-1.0, 0.0)
+    found = []
     for start, moving, direction in starts:
         state = evaluate(calculator, start)
         scale = max(_scale(usual), _scale(state))
         jumps = _jumps(calculator, start, moving, direction, precision.force_step)
         detail = "jumps by {:.1e} eV, {:.1e} eV/Å and {:.1e} eV/Å²".format(*jumps)
         tolerance = precision.difference + 10 * precision.eps * abs(state.energy) / scale
-        worst = max(worst, Finding(jumps.max() / scale, tolerance, detail=detail))
-    return worst
+        found.append(Finding(jumps.max() / scale, tolerance, detail=detail))
+    return _worst(found)
 
 
 def _jumps(calculator: Calculator, start: Atoms, moving: int, direction: np.ndarray, h: float) -> np.ndarray:

@@ -3,10 +3,13 @@
 import copy
 import gc
 import json
+import multiprocessing
 import pickle
 import re
 import warnings
 import weakref
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from unittest.mock import patch
 
 import numpy as np
@@ -24,7 +27,7 @@ from ase.mep import NEB
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace import FlashACE, FlashACEError, derivatives
+from flashace import FlashACE, FlashACEError, ShortDistanceWarning, batched, derivatives
 from flashace.derivatives import predict
 from flashace.graph import build_graph
 from flashace.model_file import load_model, save_model
@@ -66,7 +69,7 @@ def test_results_are_those_of_the_model(calculator, model, each_structure):
 def test_names_shapes_and_types_are_those_of_ase(calculator, structure):
     atoms = structure("crystal")
     atoms.calc = calculator
-    atoms.get_potential_energy()
+    atoms.get_stresses()
     shapes = {"energy": (), "free_energy": (), "energies": (8,), "forces": (8, 3), "stress": (6,), "stresses": (8, 6)}
     assert {name: np.shape(value) for name, value in calculator.results.items()} == shapes
     assert set(shapes) <= set(all_properties)
@@ -231,13 +234,50 @@ def test_float32_is_the_default_and_follows_float64(model_file, calculator, stru
     np.testing.assert_allclose(one.get_forces(), other.get_forces(), atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "double", "", None, torch.float64])
+@pytest.mark.parametrize("dtype", ["float16", "double", "", None])
 def test_other_precisions_are_refused(model_file, dtype):
     with pytest.raises(FlashACEError, match=f"dtype: expected float32 or float64, got {re.escape(repr(dtype))}"):
         FlashACE(model_file, dtype=dtype)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:x", None])
+def test_what_means_the_same_is_taken_and_kept_as_files_keep_it(model_file, structure, tmp_path):
+    """Objects of torch and numpy, None for the usual device, and the folder that a fit leaves."""
+    options = {"device": torch.device("cpu"), "dtype": torch.float64, "max_edges": np.int64(500), "skin": np.float32(0.25)}
+    given = FlashACE(model_file.parent, **options)
+    assert given.parameters == FlashACE(model_file, "cpu", "float64", 500, skin=0.25).parameters
+    assert all(type(value) in (str, int, float, type(None)) for value in given.parameters.values())
+    given.set(dtype=torch.float64, max_edges=np.int32(500))
+    assert FlashACE(model_file, device=None).parameters["device"] == "auto"
+    atoms = structure("crystal")
+    atoms.calc = given
+    atoms.get_forces()
+    write(tmp_path / "a.traj", atoms)
+    write(tmp_path / "a.json", atoms)
+    assert FlashACE(**read(tmp_path / "a.traj").calc.parameters).parameters == given.parameters
+
+
+def test_stresses_of_atoms_are_kept_when_they_are_asked_for(counted, structure, tmp_path):
+    """They would double every trajectory. They come from the evaluation that gave the rest."""
+    atoms, (calculator, calls) = structure("crystal"), counted
+    atoms.calc = calculator
+    stress = atoms.get_stress()
+    assert "stresses" not in calculator.results
+    write(tmp_path / "without.traj", atoms)
+    np.testing.assert_allclose(atoms.get_stresses().sum(0), stress, atol=1e-13)
+    write(tmp_path / "with.traj", atoms)
+    assert len(calls) == 1
+    kept = [read(tmp_path / f"{name}.traj").calc.results for name in ("without", "with")]
+    assert kept[1].keys() - kept[0].keys() == {"stresses"}
+    atoms.rattle(0.01)
+    calculator.calculate(atoms, ["stresses", "energy"])
+    np.testing.assert_allclose(calculator.results["stresses"].sum(0), atoms.get_stress(), atol=1e-13)
+    assert len(calls) == 2
+    calculator.reset()
+    atoms.get_stresses()
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:x"])
 def test_devices_that_are_not_here_are_refused(model_file, device):
     with pytest.raises(FlashACEError, match=f"device: expected auto, cpu or a CUDA device of this machine, got {device!r}"):
         FlashACE(model_file, device=device)
@@ -324,6 +364,63 @@ def test_pickled_calculators_and_structures_come_back_whole(calculator, structur
     again.calc.reset()
     np.testing.assert_allclose(again.get_forces(), forces, atol=SAME)
     assert not any(p.requires_grad for p in again.calc.model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"kernel": "compiled"}, {"kernel": "plain"}, {"dtype": "float64"}], ids=str)
+def test_what_is_sent_to_another_process_is_whole_on_both_sides(model_file, structure, options):
+    """`ForkingPickler` moves PyTorch's tensors, away from where C and numpy look at them, and frees where they were."""
+    atoms = structure("crystal")
+    atoms.calc = FlashACE(model_file, device="cpu", **options)
+    forces = atoms.get_forces().copy()
+    sent = ForkingPickler.dumps(atoms)
+    rubbish = [torch.full((n,), torch.nan) for n in range(1, 4000)]  # takes the place of what is freed
+    arrived = ForkingPickler.loads(sent)
+    assert arrived.calc.model is atoms.calc.model  # weights of one content are there once
+    for side in (atoms, arrived):
+        side.calc.reset()
+        np.testing.assert_allclose(side.get_forces(), forces, rtol=0, atol=SAME)
+    del rubbish
+
+
+def test_calculators_go_there_and_back(model_file, structure):
+    frames = [structure("crystal") for _ in range(3)]
+    for n, atoms in enumerate(frames):
+        atoms.rattle(0.02, seed=n)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        for before, after in zip(frames, pool.imap(partial(_attached, model_file), frames), strict=True):
+            found = after.get_potential_energy()
+            after.calc.reset()
+            assert after.get_potential_energy() == pytest.approx(found, abs=SAME)
+            before.calc = FlashACE(model_file, device="cpu")
+            assert before.get_potential_energy() == pytest.approx(found, abs=SAME)
+
+
+def _attached(model_file, atoms):
+    atoms.calc = FlashACE(model_file, device="cpu")
+    atoms.get_forces()
+    return atoms
+
+
+def test_a_model_that_is_sent_itself_leaves_its_calculators_whole(make_model, structure, tmp_path):
+    save_model(tmp_path / "m.pt", make_model(seed=5), {})
+    atoms = structure("crystal")
+    atoms.calc = FlashACE(tmp_path / "m.pt", device="cpu")
+    forces = atoms.get_forces().copy()
+    atoms.calc.model.share_memory()
+    rubbish = [torch.full((n,), torch.nan) for n in range(1, 4000)]
+    atoms.calc.reset()
+    np.testing.assert_array_equal(atoms.get_forces(), forces)
+    del rubbish
+
+
+def test_a_calculator_can_be_sent_while_others_are_evaluated_with_it(model_file, structure):
+    images = [structure("crystal") for _ in range(2)]
+    for n, atoms in enumerate(images):
+        atoms.rattle(0.02, seed=n)
+        atoms.calc = FlashACE(model_file, device="cpu")
+    with batched(images):
+        energy = images[0].get_potential_energy()
+        assert pickle.loads(pickle.dumps(images[0])).get_potential_energy() == energy
 
 
 def test_one_calculator_serves_several_structures(calculator, structure):
@@ -541,7 +638,7 @@ def test_a_distance_that_training_did_not_have_is_told_once(trained):
         warnings.simplefilter("error")
         atoms.positions[1, 0] = 1.1
         atoms.get_forces()
-    with pytest.warns(UserWarning, match=r"1\.100 Å"):  # another calculator warns anew
+    with pytest.warns(ShortDistanceWarning, match=r"1\.100 Å"):  # another calculator warns anew
         FlashACE(trained.parameters["model"]).calculate(atoms)
 
 

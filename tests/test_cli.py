@@ -16,9 +16,10 @@ import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-from flashace import FlashACE
+from flashace import FlashACE, cli
 from flashace.model_file import load_model, read_header, save_model
 from flashace.train import report
+from flashace.verify import PRECISIONS
 
 PROGRAM = Path(sys.executable).with_name("flashace")
 
@@ -342,6 +343,20 @@ def test_errors_of_info_are_one_line(flashace, data_file, run_folder):
 
 
 # The program
+
+
+def test_help_is_there_before_pytorch_is():
+    """Which takes seconds to import."""
+    asked = "import sys, flashace.cli as c; c.main(['--help'], standalone_mode=False); assert not {'torch', 'scipy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Commands:" in done.stdout
+
+
+def test_choices_of_the_help_are_those_of_the_code():
+    """Literals there: the code that has them imports PyTorch."""
+    (dtype,) = (option for option in cli.verify.params if option.name == "dtype")
+    assert list(dtype.type.choices) == list(PRECISIONS)
 
 
 def test_help_and_version(flashace):

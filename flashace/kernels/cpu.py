@@ -2,10 +2,12 @@
 
 import copy
 import ctypes
+import os
 import platform
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -145,19 +147,19 @@ class CpuKernel:
         if threads == 1:
             part(0, num_centres)
         else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(part, bounds[:-1], bounds[1:]))
+            list(_pool().map(part, bounds[:-1], bounds[1:]))
         return energies, slopes, found
 
     def _memory_for(self, most: int) -> Tensor:
         """Room for the neighbours of a block of atoms, which a thread keeps: new pages are what a small molecule would wait for."""
         size = self._library.memory_for(most)
-        if getattr(self._lent, "memory", torch.empty(0)).numel() < size:
-            self._lent.memory = torch.empty(size, dtype=torch.uint8)
+        if getattr(self._lent, "size", 0) < size:
+            self._lent.memory, self._lent.size = torch.empty(size, dtype=torch.uint8, device="cpu"), size
         return cast(Tensor, self._lent.memory)
 
     def _hold(self, tensor: Tensor, dtype: torch.dtype = torch.float64) -> int:
-        self._held.append(tensor.detach().to(dtype).contiguous())
+        """Always a copy: what the model has, PyTorch moves into shared memory when it is sent to another process."""
+        self._held.append(tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
         return self._held[-1].data_ptr()
 
     def _packed(self, model: AttentionACE) -> ctypes.Structure:
@@ -191,6 +193,15 @@ class CpuKernel:
             for name in ("strength", "length", "end"):
                 setattr(packed, f"zbl_{name}", hold(getattr(model.repulsion, name), torch.float64))
         return packed
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Its threads are made as they are needed, and stay, with the memory that they hold."""
+    return ThreadPoolExecutor(os.cpu_count(), "flashace")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not come along
 
 
 _kernels: "WeakKeyDictionary[AttentionACE, CpuKernel]" = WeakKeyDictionary()

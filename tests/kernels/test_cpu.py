@@ -1,6 +1,8 @@
 """Compiled C against the plain model that it repeats."""
 
 import copy
+import multiprocessing
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,7 +14,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import CalculationFailed
 
-from flashace import FlashACE, FlashACEError, compiler, verify
+from flashace import FlashACE, FlashACEError, batched, compiler, verify
 from flashace.derivatives import assemble, predict
 from flashace.graph import build_graph
 from flashace.kernels import cpu, splines
@@ -41,10 +43,7 @@ def evaluated(model, graph, dtype=torch.float64):
 
 def as_float32(model):
     """The same weights, which float32 holds exactly when the test model was made for it."""
-    other = copy.deepcopy(model).float()
-    other.atomic_energies = model.atomic_energies
-    other.repulsion = model.repulsion
-    return other
+    return copy.deepcopy(model).float()
 
 
 def largest(x):
@@ -137,6 +136,45 @@ def test_threads_change_nothing(model):
             assert torch.equal(again.slopes, one.slopes)
 
 
+def test_threads_stay_with_their_memory(model):
+    """New pages at every call are what a small structure would wait for."""
+    atoms = bulk("SiC", "zincblende", a=4.36, cubic=True) * (3, 3, 3)
+    graph, kernel, usual, seen = build_graph(atoms, model.config.r_max), CpuKernel(model), torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(3)
+        for _ in range(3):
+            kernel(graph)
+            seen.append({thread.ident for thread in cpu._pool()._threads})
+    finally:
+        torch.set_num_threads(usual)
+    assert seen[0] <= seen[1] == seen[2]
+    assert 1 <= len(seen[2]) <= os.cpu_count()
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "plain"])
+def test_a_fork_of_a_process_with_threads_evaluates(model_file, kernel):
+    """It has none of these threads, and would wait for them for ever."""
+    atoms, usual = bulk("SiC", "zincblende", a=4.36, cubic=True) * (3, 3, 3), torch.get_num_threads()
+    atoms.rattle(0.1, seed=2)
+    atoms.calc = FlashACE(model_file, device="cpu", kernel=kernel)
+    theirs, ours = multiprocessing.Pipe()
+    try:
+        torch.set_num_threads(2)
+        energy = atoms.get_potential_energy()
+        child = multiprocessing.get_context("fork").Process(target=_evaluate_anew, args=(atoms, ours))
+        child.start()
+    finally:
+        torch.set_num_threads(usual)
+    assert theirs.poll(60)
+    assert theirs.recv() == pytest.approx(energy, abs=1e-3)
+    child.join()
+
+
+def _evaluate_anew(atoms, pipe):
+    atoms.calc.reset()
+    pipe.send(atoms.get_potential_energy())
+
+
 # Through the calculator
 
 
@@ -159,7 +197,7 @@ def test_results_are_those_of_the_plain_path(model, model_file, each_structure):
     assert each_structure.get_potential_energy() == pytest.approx(expected.energy.item(), abs=1e-6)
     np.testing.assert_allclose(each_structure.get_forces(), expected.forces, rtol=0, atol=1e-5 * max(largest(expected.forces), 1e-2))
     if each_structure.cell.rank == 3:
-        np.testing.assert_allclose(each_structure.calc.results["stresses"].sum(0), each_structure.get_stress(), atol=1e-12)
+        np.testing.assert_allclose(each_structure.get_stresses().sum(0), each_structure.get_stress(), atol=1e-12)
 
 
 def test_the_laws_hold(model_file, structure, monkeypatch):
@@ -191,6 +229,11 @@ def test_without_a_compiler_it_says_so_and_goes_on(model_file, structure, monkey
         warnings.simplefilter("error")  # once is enough
         atoms.rattle(0.01)
         atoms.get_forces()
+    assert atoms.calc.parameters["kernel"] == "auto"  # what was asked for, and what files keep
+    other = structure("crystal")
+    other.calc = FlashACE(model_file, device="cpu")
+    with batched([atoms, other]):  # one has found it out, the other has not
+        atoms.get_forces(), other.get_forces()
     with pytest.raises(FlashACEError, match="kernel: expected a C compiler"):
         FlashACE(model_file, device="cpu", kernel="compiled").get_property("energy", structure("crystal"))
 

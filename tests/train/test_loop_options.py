@@ -10,7 +10,6 @@ import pytest
 import torch
 from ase.io import read
 
-from flashace import cli
 from flashace.errors import FlashACEError
 from flashace.graph import build_graph
 from flashace.model import AttentionACE
@@ -354,7 +353,7 @@ def test_flags_are_the_options(flashace, data_file, monkeypatch, flags, expected
         seen.append(config.train)
         raise FlashACEError("enough")
 
-    monkeypatch.setattr(cli, "prepare", prepare)
+    monkeypatch.setattr("flashace.train.prepare.prepare", prepare)
     flashace("fit", data_file, *flags), flashace("fit", data_file)
     for name, value in expected.items():
         assert getattr(seen[0], name) == value
