@@ -33,7 +33,7 @@ def label_table(summary: LabelSummary) -> Table:
     """Where each label was read from and in how many frames, how many lack it, and what they have instead."""
     table = Table(title=f"Labels of {summary.frames} frames", title_justify="left")
     for name, justify in (("label", "left"), ("read from", "left"), ("frames", "right"), ("missing", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for label in LABELS:
         count = getattr(summary, label)
         missing = summary.frames - sum(count.used.values())
@@ -43,6 +43,8 @@ def label_table(summary: LabelSummary) -> Table:
             table.add_row("" if i else label, source, frames, str(missing) if last else "")
         for source, frames in count.ignored.items():
             table.add_row("", Text(f"not read: {source}", "yellow"), "", f"{frames} of these")
+    for name, frames in summary.unused.items():
+        table.add_row("", Text(f"not used: {name}", "yellow"), str(frames), "")
     return table
 
 
