@@ -1,9 +1,9 @@
 """Files of structures in; frames with their energies, forces and stresses out, and a summary of where these were found.
 
 Three rules hold for every set of files. The source of a label is decided once for each file, in this order: the key that the user names,
-`REF_energy` / `REF_forces` / `REF_stress` (or `REF_virial`, `REF_virials`), and the calculator results in the file; a frame whose label would
-be lost by that is an error, unless the user named the key. A frame that lacks a label has `None` there, and the summary counts it. Whatever
-is contradictory, not finite or of the wrong shape is an error that names the frame.
+`REF_energy` / `REF_forces` / `REF_stress` (or `REF_virial`, `REF_virials`), and the calculator results in the file; a frame whose label
+would be lost by that is an error, unless the user named the key. A frame that lacks a label has `None` there, and the summary counts it.
+Whatever is contradictory, not finite or of the wrong shape is an error that names the frame.
 """
 
 import hashlib
@@ -195,14 +195,13 @@ class Labeller:
         chosen = self._chosen.get((_file_of(origin), label))
         if chosen is None:  # no frame of this file has it
             return None
-        used, ignored = self._counts[label]
         sources = _sources_in(atoms, label, groups[chosen])
         if not sources:
             self._count_as_lost(label, atoms, origin, chosen)
             return None
         if self.complain is not None and not _allowed(self.complain, _value, label, atoms, sources, origin):
             return None
-        used.update(sources[:1])
+        self._counts[label][0].update(sources[:1])
         return _value(label, atoms, sources, origin)
 
     def _count_as_lost(self, label: str, atoms: Atoms, origin: str, chosen: int) -> None:
@@ -263,6 +262,19 @@ def split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple
     return take(frames, np.flatnonzero(~valid)), take(frames, np.flatnonzero(valid))
 
 
+def frames_in_both(train: Sequence[Labelled], valid: Sequence[Labelled]) -> list[str]:
+    """Origins of the validation frames whose structure, atom for atom, is that of a training frame. Frames of shards are not looked at."""
+    if not (isinstance(train, list) and isinstance(valid, list)):
+        return []
+    known = {_structure_of(frame.atoms) for frame in train}
+    return [frame.origin for frame in valid if _structure_of(frame.atoms) in known]
+
+
+def _structure_of(atoms: Atoms) -> bytes:
+    parts = (np.asarray([*atoms.numbers, *atoms.pbc], dtype="<i8"), atoms.positions, atoms.cell.array)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+
+
 def content_hash(frames: Iterable[Labelled]) -> str:
     """SHA-256 (hex) of numbers, positions, cells, boundary conditions and labels in their order; file names, info
     and further arrays do not count."""
@@ -296,8 +308,8 @@ def _check_structure(atoms: Atoms, origin: str) -> None:
     unknown = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))]
     if len(unknown):
         raise FlashACEError(
-            f"{origin}: expected atomic numbers from 1 to {len(chemical_symbols) - 1}, got {unknown[0]}{' (the symbol X)' if unknown[0] == 0 else ''}; "
-            "correct or remove this frame"
+            f"{origin}: expected atomic numbers from 1 to {len(chemical_symbols) - 1}, got {unknown[0]}"
+            f"{' (the symbol X)' if unknown[0] == 0 else ''}; correct or remove this frame"
         )
 
 

@@ -25,7 +25,7 @@ PARSER_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticE
 
 
 def read_extxyz(path: Path) -> Iterator[Atoms]:
-    """The frames of a file (also `.gz`, `.bz2`, `.xz`) in UTF-8, or in UTF-16 with a byte-order mark. Empty lines between frames are skipped.
+    """The frames of a file (also `.gz`, `.bz2`, `.xz`) in UTF-8, or in UTF-16 with a byte-order mark. Empty lines between them are skipped.
 
     Raises FlashACEError for a frame that is cut off or is no extended XYZ, and what the decompressor raises for a damaged archive.
     """

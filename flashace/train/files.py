@@ -36,7 +36,7 @@ def structures(paths: Iterable[str | Path]) -> Iterator[tuple[Atoms, str]]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or those of a folder that `structures` reads. Raises as that does for what is not there or has nothing to read in it."""
+    """The file itself, or those of a folder that `structures` reads; raises as that does."""
     _check_path(path)
     if not path.is_dir() or BundleTrajectory.is_bundle(str(path)):
         return [path]
@@ -67,7 +67,7 @@ def _check_path(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        name, at, frames = str(path).rpartition("@")
+        name, at, _ = str(path).rpartition("@")
         absent = isinstance(error, FileNotFoundError | NotADirectoryError)
         why = "found no such file" if absent else f"got {getattr(error, 'strerror', None) or error}"
         mend = "check the path"
