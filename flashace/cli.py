@@ -494,9 +494,12 @@ def _files_read(path: Path) -> list[Path]:
     from flashace.train.files import files_of
     from flashace.train.shards import is_shards
 
-    if not path.exists():
+    if is_shards(path):
+        return [*path.iterdir()]
+    try:
+        return files_of(path)
+    except FlashACEError:  # the reader says it, and knows what it was to be
         return []
-    return [*path.iterdir()] if is_shards(path) else files_of(path)
 
 
 def _same(one: Path, other: Path) -> bool:

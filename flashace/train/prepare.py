@@ -227,13 +227,13 @@ def _energies_of_file(path: str, energy_key: str | None) -> dict[str, float]:
 
 
 def _check_apart(train: Sequence[Labelled], valid: Sequence[Labelled], t: TrainConfig, tell: Callable[[str], Any]) -> None:
-    """Validation frames that are fitted show no error: raises FlashACEError where all are, unless `force` is set, and tells where some are."""
-    same = Path(t.data[0]).resolve() == Path(t.valid[0]).resolve()  # shards, whose frames are not compared
-    both = [frame.origin for frame in valid] if same else frames_in_both(train, valid)
-    if both and len(both) == len(valid) and not t.force:
+    """Frames that are fitted validate nothing: raises FlashACEError where all of them are, unless `force` is set; tells where some are."""
+    both = frames_in_both(train, valid)
+    same_shards = not isinstance(valid, list) and Path(t.data[0]).resolve() == Path(t.valid[0]).resolve()
+    if (same_shards or len(both) == len(valid) > 0) and not t.force:
         raise FlashACEError(
-            f"{', '.join(t.valid)}: expected frames to validate with, got frames that are all fitted too; leave out --valid, so that a part "
-            "of the data is held out (or say --force)"
+            f"{', '.join(t.valid)}: expected frames to validate with, got frames that are all fitted too; leave out --valid, "
+            "so that a part of the data is held out (or say --force)"
         )
     if both:
         tell(f"{len(both)} of {len(valid)} validation frames are fitted too, {both[0]} the first: their errors tell nothing about others")
