@@ -7,23 +7,17 @@ right: every line that is not empty belongs to a frame, and the numbers are thos
 """
 
 import argparse
-import collections
 import gzip
-import resource
-import signal
-import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 from ase.data import atomic_numbers
 from click.testing import CliRunner
-from rich.console import Console
-from rich.table import Table
+from fuzz_model_file import TooLong, bits_flipped, campaign, limit_memory, pieces_moved, truncated, within_seconds
 
 from flashace import cli
 from flashace.errors import FlashACEError
@@ -31,11 +25,10 @@ from flashace.train.data import read_labelled
 
 SAMPLE = Path(__file__).parents[1] / "examples/data/sic.extxyz"
 FRAMES = 6  # of the sample: too few for the linear fit, which has seen no damage by then
-MEMORY = 2 * 2**30
-SECONDS = 20  # of CPU time; ten times as many on the clock, where a reader waits
 NASTY = (
     "nan", "NaN", "inf", "-inf", "1e300", "-1e300", "1e-300", "1e999", "0", "-0", "-1", "1000000000000", "9" * 30, "1_0", "0x10", "T", "F",
-    "", "D", "Si1", "X", "si", "Qq", "200", "\x00", "\ufeff", "é", "١", "[/x]", "{}", '"', "'", "=", "\\", "_JSON {", '_JSON [1]', "x" * 5000,
+    "", "D", "Si1", "X", "si", "Qq", "200", "\x00", "\ufeff", "é", "١", "[/x]", "{}", '"', "'", "=", "\\", "_JSON {", "_JSON [1]",
+    "x" * 5000,
 )  # fmt: skip
 KEYS = (
     "energy", "REF_energy", "free_energy", "stress", "virial", "REF_stress", "REF_virial", "forces", "REF_forces", "pbc", "Lattice",
@@ -49,40 +42,24 @@ def main() -> None:
     parser.add_argument("--sample", type=Path, default=SAMPLE)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    failures: list[str] = []
-    chunk = 500
-    for first in range(0, options.files, chunk):
-        seeds = range(options.seed + first, options.seed + min(first + chunk, options.files))
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a crash takes this process, not the report
-            try:
-                for kind, verdict in pool.submit(attack, options.sample, seeds).result():
-                    counts[kind, verdict if verdict in ("read", "refused") else "FAILED"] += 1
-                    failures += [] if verdict in ("read", "refused") else [f"{kind}: {verdict}"]
-            except BrokenProcessPool:
-                failures.append(f"the process died at one of the seeds {seeds.start} to {seeds.stop - 1}")
-        print(f"{seeds.stop - options.seed} files, {len(failures)} failures", file=sys.stderr, flush=True)
-    table = Table("what was done to the file", "files", "refused", "read", "failed")
-    for kind in KINDS:
-        row = [counts[kind, verdict] for verdict in ("refused", "read", "FAILED")]
-        table.add_row(kind, *map(str, (sum(row), *row)))
-    Console(width=140).print(table)
-    print(*failures[:20], sep="\n")
-    raise SystemExit(bool(failures))
+    campaign(list(KINDS), partial(attack, options.sample), options.files, options.seed)
 
 
 def attack(sample: Path, seeds: range) -> list[tuple[str, str]]:
-    """For each seed the kind of damage and the verdict: read, refused, or what went wrong and where the file is."""
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    """For each seed the kind of damage and the verdict: loaded, refused, or what went wrong and where the file is."""
+    limit_memory()
     whole, verdicts = beginning(sample), []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             kind, content = mutant(whole, seed)
             path = Path(folder) / ("mutant.xyz.gz" if kind == "packed and damaged" else "mutant.xyz")
             path.write_bytes(content)
-            verdict = judge_in_time(path)
-            if verdict not in ("read", "refused"):
+            try:
+                with within_seconds():
+                    verdict = judge(path)
+            except TooLong:
+                verdict = "took too long"
+            if verdict not in ("loaded", "refused"):
                 kept = Path(tempfile.gettempdir()) / f"{seed}-{path.name}"
                 kept.write_bytes(content)
                 verdict += f" ({kept})"
@@ -90,31 +67,8 @@ def attack(sample: Path, seeds: range) -> list[tuple[str, str]]:
     return verdicts
 
 
-class _TooLong(BaseException):
-    """Nothing that a reader catches."""
-
-
-def _too_long(*_: object) -> None:
-    raise _TooLong
-
-
-def judge_in_time(path: Path) -> str:
-    """What `judge` says, or that it took too long."""
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, 10 * SECONDS)}
-    for number, (timer, seconds) in timers.items():
-        signal.signal(number, _too_long)
-        signal.setitimer(timer, seconds)
-    try:
-        return judge(path)
-    except _TooLong:
-        return "took too long"
-    finally:
-        for timer, _ in timers.values():
-            signal.setitimer(timer, 0)
-
-
 def judge(path: Path) -> str:
-    """read, refused, or what went wrong."""
+    """loaded, refused, or what went wrong."""
     try:
         frames, _ = read_labelled(path, required=())
         refused = ""
@@ -129,10 +83,10 @@ def judge(path: Path) -> str:
         return "refused" if len(refused) < 1000 + len(str(path)) else f"an error of {len(refused)} characters"
     if done.exit_code and "surely wrong" not in done.output:
         return f"flashace check refuses what is read: {done.output.splitlines()[-1]}"
-    return "read" if path.suffix == ".gz" else _difference([frame.atoms for frame in frames], path) or "read"
+    return "loaded" if path.suffix == ".gz" else _difference([frame.atoms for frame in frames], path) or "loaded"
 
 
-def _difference(frames: list, path: Path) -> str:
+def _difference(frames: list[Atoms], path: Path) -> str:
     """Between what was read and the text, in words; "" where there is none."""
     raw = path.read_bytes()
     text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
@@ -173,27 +127,9 @@ def mutant(whole: bytes, seed: int) -> tuple[str, bytes]:
 # --- damage of bytes ---
 
 
-def bits_flipped(whole: bytes, rng: np.random.Generator) -> bytes:
-    damaged = bytearray(whole)
-    for place in rng.integers(len(whole), size=rng.integers(1, 9)):
-        damaged[place] ^= 1 << int(rng.integers(8))
-    return bytes(damaged)
-
-
-def truncated(whole: bytes, rng: np.random.Generator) -> bytes:
-    return whole[: rng.integers(len(whole))]
-
-
-def pieces_moved(whole: bytes, rng: np.random.Generator) -> bytes:
-    """A piece is cut out, doubled, zeroed, replaced by noise or put elsewhere."""
-    a, b = sorted(rng.integers(len(whole), size=2))
-    piece = (b"", 2 * whole[a:b], bytes(b - a), rng.bytes(b - a), whole[:b])[rng.integers(5)]
-    return whole[:a] + piece + whole[b:]
-
-
 def packed_and_damaged(whole: bytes, rng: np.random.Generator) -> bytes:
     packed = gzip.compress(whole)
-    return (truncated, bits_flipped)[rng.integers(2)](packed, rng)
+    return (truncated, bits_flipped)[rng.integers(2)](packed, rng, Path())
 
 
 def other_encodings(whole: bytes, rng: np.random.Generator) -> bytes:
@@ -324,11 +260,14 @@ def foreign(whole: bytes, rng: np.random.Generator) -> bytes:
 
 
 KINDS: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
-    made.__name__.replace("_", " "): made
-    for made in (
-        bits_flipped, truncated, pieces_moved, packed_and_damaged, other_encodings, lines_moved, files_joined, words_replaced,
-        numbers_of_atoms, keys_and_values, columns, lattices, giants, foreign,
-    )
+    **{made.__name__.replace("_", " "): partial(made, marker=Path()) for made in (bits_flipped, truncated, pieces_moved)},
+    **{
+        made.__name__.replace("_", " "): made
+        for made in (
+            packed_and_damaged, other_encodings, lines_moved, files_joined, words_replaced, numbers_of_atoms, keys_and_values, columns,
+            lattices, giants, foreign,
+        )
+    },
 }  # fmt: skip
 
 

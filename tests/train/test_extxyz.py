@@ -1,8 +1,10 @@
 """Files of extended XYZ as people make them, and as disks and editors damage them."""
 
 import gzip
+import runpy
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,3 +109,19 @@ def test_a_giant_line_is_refused_at_once(path):
     with pytest.raises(FlashACEError, match="line 2: expected lines of less than 10000000 characters"):
         list(read_extxyz(path))
     assert time.process_time() - began < 5
+
+
+def test_damaged_files_are_read_rightly_or_refused(tmp_path, monkeypatch):
+    """The first files of benchmarks/fuzz_extxyz.py, which goes on for thousands."""
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    fuzz = SimpleNamespace(**runpy.run_path(str(benchmarks / "fuzz_extxyz.py")))
+    whole, verdicts = fuzz.beginning(fuzz.SAMPLE), {}
+    for seed in range(140):
+        kind, content = fuzz.mutant(whole, seed)
+        path = tmp_path / ("mutant.xyz.gz" if kind == "packed and damaged" else "mutant.xyz")
+        path.write_bytes(content)
+        verdicts[kind, seed] = fuzz.judge(path)
+    assert {case: verdict for case, verdict in verdicts.items() if verdict not in ("refused", "loaded")} == {}
+    assert {kind for kind, _ in verdicts} == set(fuzz.KINDS)
+    assert {"refused", "loaded"} == set(verdicts.values())
