@@ -117,7 +117,7 @@ def test_damaged_files_are_read_rightly_or_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(benchmarks))
     fuzz = SimpleNamespace(**runpy.run_path(str(benchmarks / "fuzz_extxyz.py")))
     whole, verdicts = fuzz.beginning(fuzz.SAMPLE), {}
-    for seed in range(140):
+    for seed in range(112):
         kind, content = fuzz.mutant(whole, seed)
         path = tmp_path / ("mutant.xyz.gz" if kind == "packed and damaged" else "mutant.xyz")
         path.write_bytes(content)
