@@ -1,4 +1,4 @@
-"""A model in, the equation of state of silicon carbide out: energy and pressure against volume.
+"""A model in, the equation of state of a crystal out: energy and pressure against volume.
 
     python examples/equation_of_state.py runs/sic/model.pt
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from ase import units
-from ase.build import bulk
 from ase.eos import EquationOfState, birchmurnaghan
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
+from crystals import crystal
 from matplotlib.figure import Figure
 
 from flashace import FlashACE
@@ -21,7 +21,7 @@ from flashace import FlashACE
 
 def main() -> None:
     options = read_options()
-    atoms = bulk("SiC", "zincblende", a=4.38, cubic=True)
+    atoms = crystal(options.model, options.structure)
     atoms.calc = FlashACE(options.model)
     BFGS(FrechetCellFilter(atoms, hydrostatic_strain=True), logfile=None).run(fmax=0.01, steps=100)
 
@@ -40,7 +40,8 @@ def main() -> None:
     print(f"{'volume (Å³/cell)':>18}{'energy (eV/cell)':>18}{'stress (GPa)':>14}{'-dE/dV of fit (GPa)':>22}")
     for volume, energy, pressure in zip(volumes, energies, pressures, strict=True):
         print(f"{volume:18.3f}{energy:18.4f}{pressure:14.2f}{fitted_pressure(volume, parameters):22.2f}")
-    print(f"\nlattice constant {v0 ** (1 / 3):8.4f} Å")
+    a, b, c = atoms.cell.lengths() * (v0 / atoms.get_volume()) ** (1 / 3)
+    print(f"\na, b, c          {a:8.4f} {b:8.4f} {c:8.4f} Å")
     print(f"energy           {e0 / len(atoms):8.4f} eV/atom")
     print(f"bulk modulus     {bulk_modulus / units.GPa:8.1f} GPa")
 
@@ -51,10 +52,9 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Equation of state of silicon carbide.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Equation of state of a crystal.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, default=Path("runs/sic/model.pt"), help="model file")
+    parser.add_argument("--structure", help="file with a crystal, whose last frame is taken; one of the model's elements where not given")
     parser.add_argument("--strain", type=float, default=0.02, help="largest change of the lattice constant")
     parser.add_argument("--points", type=int, default=9, help="number of volumes")
     parser.add_argument("--output", type=Path, help="folder for the picture; the model's own where not given")

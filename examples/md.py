@@ -8,14 +8,15 @@ NVE is the sharper test of a potential: forces that are not the exact derivative
 import argparse
 from pathlib import Path
 
+import ase.io
 import numpy as np
 from ase import Atoms, units
-from ase.build import bulk
 from ase.constraints import FixCom
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
+from crystals import crystal
 from matplotlib.figure import Figure
 
 from flashace import FlashACE
@@ -24,7 +25,7 @@ from flashace import FlashACE
 def main() -> None:
     options = read_options()
     rng = np.random.default_rng(options.seed)
-    atoms = bulk("SiC", "zincblende", a=4.38, cubic=True).repeat(2)
+    atoms = ase.io.read(options.structure) if options.structure else crystal(options.model, None).repeat(2)
     atoms.calc = FlashACE(options.model)
     atoms.set_constraint(FixCom())
 
@@ -50,10 +51,11 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="NVE, then Langevin dynamics of silicon carbide.",
+        description="NVE, then Langevin dynamics of a structure.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("model", nargs="?", type=Path, default=Path("runs/sic/model.pt"), help="model file")
+    parser.add_argument("--structure", help="file, whose last frame is taken; a crystal of the model's elements where not given")
     parser.add_argument("--steps", type=int, default=150, help="steps of each of the two runs")
     parser.add_argument("--timestep", type=float, default=1.0, help="in fs")
     parser.add_argument("--temperature", type=float, default=300.0, help="in K")

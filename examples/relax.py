@@ -2,7 +2,8 @@
 
     python examples/relax.py runs/sic/model.pt
 
-Without --structure it starts from silicon carbide that is 2 % too large and whose atoms are displaced at random.
+Without --structure it starts from a crystal of the model's elements that is 2 % too large and whose atoms are displaced at random.
+What is not periodic in three directions relaxes in its cell.
 """
 
 import argparse
@@ -11,9 +12,9 @@ from pathlib import Path
 import ase.io
 import numpy as np
 from ase import Atoms, units
-from ase.build import bulk
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
+from crystals import crystal
 from matplotlib.figure import Figure
 
 from flashace import FlashACE
@@ -21,14 +22,14 @@ from flashace import FlashACE
 
 def main() -> None:
     options = read_options()
-    atoms = ase.io.read(options.structure) if options.structure else displaced_silicon_carbide()
+    atoms = ase.io.read(options.structure) if options.structure else displaced(crystal(options.model, None))
     atoms.calc = FlashACE(options.model)
     output = options.output or options.model.parent
     output.mkdir(parents=True, exist_ok=True)
 
     start = summary(atoms)
     history = []
-    optimizer = BFGS(FrechetCellFilter(atoms), logfile=None)
+    optimizer = BFGS(FrechetCellFilter(atoms) if is_crystal(atoms) else atoms, logfile=None)
     optimizer.attach(lambda: history.append((atoms.get_potential_energy() / len(atoms), largest_force(atoms))))
     converged = optimizer.run(fmax=options.fmax, steps=options.steps)
     end = summary(atoms)
@@ -47,27 +48,33 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Relax the cell and the atoms of a crystal.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description="Relax the atoms of a structure, and the cell of a crystal.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("model", nargs="?", type=Path, default=Path("runs/sic/model.pt"), help="model file")
-    parser.add_argument("--structure", help="file with a crystal; its last frame is relaxed")
+    parser.add_argument("--structure", help="file with a structure; its last frame is relaxed")
     parser.add_argument("--fmax", type=float, default=0.01, help="stop when no force is larger, in eV/Å")
     parser.add_argument("--steps", type=int, default=200, help="stop after so many steps")
     parser.add_argument("--output", type=Path, help="folder for the results; the model's own where not given")
     return parser.parse_args()
 
 
-def displaced_silicon_carbide() -> Atoms:
-    atoms = bulk("SiC", "zincblende", a=4.38 * 1.02, cubic=True)
+def displaced(atoms: Atoms) -> Atoms:
+    atoms.set_cell(1.02 * atoms.cell.array, scale_atoms=True)
     atoms.rattle(stdev=0.05, seed=1)
     return atoms
 
 
+def is_crystal(atoms: Atoms) -> bool:
+    return bool(atoms.pbc.all()) and atoms.cell.rank == 3
+
+
 def summary(atoms: Atoms) -> dict[str, float]:
+    shown = {"energy (eV/atom)": atoms.get_potential_energy() / len(atoms), "largest force (eV/Å)": largest_force(atoms)}
+    if not is_crystal(atoms):
+        return shown
     a, b, c = atoms.cell.lengths()
     return {
-        "energy (eV/atom)": atoms.get_potential_energy() / len(atoms),
-        "largest force (eV/Å)": largest_force(atoms),
+        **shown,
         "pressure (GPa)": -atoms.get_stress()[:3].mean() / units.GPa,
         "a (Å)": a,
         "b (Å)": b,

@@ -3,12 +3,16 @@
 What needs PyTorch, which takes seconds to import, is imported by the command that needs it: help is there at once.
 """
 
+import codecs
 import ctypes
+import io
 import itertools
 import json
+import os
 import platform
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +29,7 @@ from flashace.serve import serve as serve_sockets
 
 if TYPE_CHECKING:
     from flashace.graph import Graph
-    from flashace.train.config import FitConfig
+    from flashace.train.config import FitConfig, TrainConfig
     from flashace.train.data import LabelKeys, Labelled
     from flashace.train.prepare import Prepared
 
@@ -34,10 +38,33 @@ console = Console(highlight=False, markup=False, emoji=False, width=None if sys.
 CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 
+# what a terminal that does not know UTF-8, or a file name that is none, gets instead
+PLAINER = "flashace.plainer"
+PLAIN = {"³": "3", "²": "2", "–": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "·": "*", "→": "->", "σ": "sigma"}
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+
+def _plain(sign: str) -> str:
+    if "\udc80" <= sign <= "\udcff":  # a byte of a name that is not UTF-8
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    return PLAIN.get(sign) or unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode() or "?"
+
+
+codecs.register_error(PLAINER, _plainer)
+
+
 class _Group(click.Group):
     """Our own errors are one line for the user, not a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=PLAINER)
         try:
             return super().invoke(ctx)
         except (FlashACEError, CalculationFailed, OSError) as error:
@@ -80,7 +107,7 @@ def main() -> None:
 @click.option("--tensorboard/--no-tensorboard", default=None, help="Write the curves for TensorBoard too.")
 @click.option("--energy-key", help="Name of the energy in DATA.")
 @click.option("--forces-key", help="Name of the forces in DATA.")
-@click.option("--stress-key", help="Name of the stress or virial in DATA.")
+@click.option("--stress-key", help="Name of the stress or virial in DATA; none leaves it out.")
 @click.option("--force", is_flag=True, default=None, help="Fit even to labels that are surely wrong.")
 @click.option("--dry-run", is_flag=True, help="Show the decisions and stop.")
 @click.option("--resume", type=click.Path(), help="Run folder of an interrupted fit: go on where it stopped.")
@@ -137,7 +164,8 @@ def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None
         if not Path(config).is_file():
             raise FlashACEError(f"--resume {resume}: expected the folder of a run, found no {config}; name one, or start the fit anew")
     folder = None if resume is None else Path(resume)
-    prepared = prepare(_configuration(config, flags), folder, lambda message: console.print(message, soft_wrap=True))
+    config, options = _configuration(config, flags, resume)
+    prepared = prepare(options, folder, lambda message: console.print(message, soft_wrap=True))
     console.print(report.label_table(prepared.labels))
     decisions = Table(show_header=False, title="Decisions", title_justify="left")
     for row in prepared.decisions():
@@ -152,6 +180,7 @@ def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None
         folder = _default_folder(prepared.config.train.data[0], overwrite) if output is None else Path(output)
         if not overwrite:
             _refuse_existing(folder)
+        _spare_inputs_of_fit(folder, prepared.config.train, config)
     return prepared, folder
 
 
@@ -160,7 +189,7 @@ def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None
 @click.option("--json", "json_file", type=click.Path(), help="File for the findings, with all frames.")
 @click.option("--energy-key", help="Name of the energy in DATA.")
 @click.option("--forces-key", help="Name of the forces in DATA.")
-@click.option("--stress-key", help="Name of the stress or virial in DATA.")
+@click.option("--stress-key", help="Name of the stress or virial in DATA; none leaves it out.")
 def check(data: tuple[str, ...], json_file: str | None, **keys: Any) -> None:
     """What is wrong with the labels of DATA, how sure that is, and what mends it. Exit status 1 where something is surely wrong.
 
@@ -170,12 +199,13 @@ def check(data: tuple[str, ...], json_file: str | None, **keys: Any) -> None:
     from flashace.train.check import check as check_labels
     from flashace.train.check.finding import finding_table, mends
 
+    _check_output("--json", json_file, *data)
     findings, labels = check_labels(data, _label_keys(keys))
+    if json_file is not None:
+        _write_json(json_file, [finding.as_json() for finding in findings])
     console.print(report.label_table(labels))
     console.print(finding_table(findings))
     console.print(mends(findings), soft_wrap=True)
-    if json_file is not None:
-        Path(json_file).write_text(json.dumps([finding.as_json() for finding in findings], indent=1, ensure_ascii=False) + "\n")
     wrong = [finding.what for finding in findings if finding.severity == "surely wrong"]
     if wrong:
         console.print(f"surely wrong: {'; '.join(wrong)}", soft_wrap=True)
@@ -188,7 +218,7 @@ def check(data: tuple[str, ...], json_file: str | None, **keys: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Delete the shards that the folder holds.")
 @click.option("--energy-key", help="Name of the energy in DATA.")
 @click.option("--forces-key", help="Name of the forces in DATA.")
-@click.option("--stress-key", help="Name of the stress or virial in DATA.")
+@click.option("--stress-key", help="Name of the stress or virial in DATA; none leaves it out.")
 def convert(data: tuple[str, ...], shards: str, overwrite: bool, **keys: Any) -> None:
     """Write DATA as a folder SHARDS of memory-mapped arrays: `flashace fit SHARDS` then needs no more memory for more data."""
     from flashace.train import report
@@ -224,17 +254,19 @@ def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype:
     from flashace.train.evaluate import error_rows, predict_graphs
     from flashace.train.shards import read_data
 
+    _check_output("--output", output, model, *data)
+    report.check_name_of_predictions(output)
     network = load_model(model, choose_dtype(dtype), choose_device(device))
     frames, labels = read_data(data, _label_keys(keys), required=("energy",))
     graphs = _graphs(frames, network.config.r_max)
     for graph in graphs:
         network.check_elements(graph.numbers)
     predictions = predict_graphs(network, graphs)
+    report.write_predictions(output, frames, predictions)
     console.print(report.label_table(labels))
     console.print(report.error_table({"data": error_rows(frames, predictions)}))
     if network.uncertainty is not None:
         console.print(report.calibration_table(calibration_rows(frames, predictions)))
-    report.write_predictions(output, frames, predictions)
     console.print(f"predictions  {output}", soft_wrap=True)
 
 
@@ -254,6 +286,7 @@ def calibrate(model: str, data: tuple[str, ...], valid: tuple[str, ...], output:
     from flashace.train import report
     from flashace.train.calibrate import calibration_sets, estimate_uncertainty
 
+    _check_output("--output", output or model, *data, *valid)
     header = read_header(model)
     network = load_model(model, choose_dtype(header["dtype"]), choose_device(device))
     sets = calibration_sets(data, valid, _label_keys(keys), header["provenance"])
@@ -340,13 +373,14 @@ def verify(
     from flashace.verify import calculator_factory, law_table
     from flashace.verify import verify as verify_laws
 
+    _check_output("--json", json_file, model, structure)
     frames, _ = read_data(structure, required=())
     make_calculator, choosable = calculator_factory(calculator, model, device, arguments)
     precisions = ("float64", "float32") if choosable and dtype == "float64" else (dtype,)
     results = verify_laws(make_calculator, frames[-1].atoms, precisions)
-    console.print(law_table(results))
     if json_file is not None:
-        Path(json_file).write_text(json.dumps([result._asdict() for result in results], indent=1, ensure_ascii=False) + "\n")
+        _write_json(json_file, [result._asdict() for result in results])
+    console.print(law_table(results))
     broken = [result.law for result in results if result.passed is False]
     if broken:
         console.print(f"broken: {', '.join(broken)}")
@@ -391,8 +425,8 @@ def _splines_in_words(path: str) -> str:
     return f"{splines.intervals} intervals, off by {splines.error:.1e} of the largest edge function"
 
 
-def _configuration(path: str | None, flags: dict[str, Any]) -> "FitConfig":
-    """From -c, from data on the command line alone, or from the first config file in the usual places."""
+def _configuration(path: str | None, flags: dict[str, Any], resume: str | None) -> "tuple[str | None, FitConfig]":
+    """From -c, from data on the command line alone, or from the first config file in the usual places; and which file that was."""
     from flashace.train.config import load_config
 
     if path is None and not flags["data"]:
@@ -401,7 +435,81 @@ def _configuration(path: str | None, flags: dict[str, Any]) -> "FitConfig":
             raise FlashACEError(f"expected DATA or --config, or one of {', '.join(map(str, CONFIG_PLACES))} here; got none of them")
         path = str(found[0])
         console.print(f"options from {path}")
-    return load_config(path, flags)
+    options = load_config(path, flags)
+    if path is not None:
+        _check_paths(path, options.train, [name for name, value in flags.items() if value not in (None, ())], resume)
+    return path, options
+
+
+def _check_paths(config: str, options: "TrainConfig", flags: Sequence[str], resume: str | None) -> None:
+    """Raises FlashACEError for what the file of options names and is not there: the path alone would not say who named it."""
+    named = {"data": options.data, "valid": options.valid}
+    if resume is None:  # the checkpoint has what these give
+        named |= {"isolated_atoms": (options.isolated_atoms,), "resume_from": (options.resume_from,)}
+    for option, paths in named.items():
+        for path in paths:
+            if path is not None and option not in flags and not os.path.exists(path) and "@" not in path:
+                raise FlashACEError(
+                    f"{config}: `{option}` names {path}, which is not there, seen from {Path.cwd()}; "
+                    "correct it in this file, or run from the folder where its paths hold"
+                )
+
+
+def _check_output(option: str, output: str | None, *inputs: str) -> None:
+    """Raises FlashACEError for a file that is to be written and is one of those that the command reads, or has no place.
+
+    Before the work, since it would be lost.
+    """
+    if output is None:
+        return
+    target = Path(output)
+    for path in inputs:
+        if any(_same(target, file) for file in _files_read(Path(path))):
+            raise FlashACEError(f"{option} {output}: expected another file than those that are read, which this would overwrite")
+    if target.is_dir():
+        raise FlashACEError(f"{option} {output}: expected a file to write, got a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise FlashACEError(f"{option} {output}: expected a folder {target.parent} to write to, found none; make it")
+
+
+def _spare_inputs_of_fit(folder: Path, options: "TrainConfig", config: str | None) -> None:
+    """Raises FlashACEError where the run folder would lose what the fit reads."""
+    from flashace.train.loop import LEFT_BY_A_FIT
+
+    read = [config, *options.data, *options.valid, options.isolated_atoms, options.resume_from]
+    for path in filter(None, read):
+        if any(_same(folder / name, file) for name in ("config.yaml", *LEFT_BY_A_FIT) for file in _files_read(Path(path))):
+            raise FlashACEError(f"{folder}: expected a run folder in which {path}, which the fit reads, is not overwritten; name another")
+    if options.resume_from is not None and _same(folder, _run_folder(Path(options.resume_from), options.checkpoint_dir)):
+        raise FlashACEError(f"{folder}: expected another run folder than the one to start from, which this would overwrite; name another")
+
+
+def _run_folder(start: Path, checkpoint_dir: str) -> Path:
+    """Of a run folder, its checkpoints, or one of them."""
+    return next((path for path in (start, *start.parents[:2]) if (path / checkpoint_dir).is_dir()), start)
+
+
+def _files_read(path: Path) -> list[Path]:
+    """The files that are there and that a command reads when it is given `path`."""
+    from flashace.train.files import files_of
+    from flashace.train.shards import is_shards
+
+    if is_shards(path):
+        return [*path.iterdir()]
+    try:
+        return files_of(path)
+    except FlashACEError:  # the reader says it, and knows what it was to be
+        return []
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are there and one file, whatever their names."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _write_json(path: str, rows: list[dict[str, Any]]) -> None:
+    text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    Path(path).write_text(text, "utf-8", errors="backslashreplace")  # of half a pair of surrogates, just what JSON has
 
 
 def _graphs(frames: "Sequence[Labelled]", r_max: float) -> "Sequence[Graph]":

@@ -39,7 +39,7 @@ Interaction = Callable[[Graph, Tensor], tuple[Tensor, list[Tensor]]]
 class ModelConfig:
     """What decides the shape of the model. The same names stand in the YAML file and in the model file."""
 
-    r_max: float = Field(5.0, gt=0, le=100, description="cutoff in Å: what an atom sees")
+    r_max: float = Field(5.0, ge=0.1, le=100, description="cutoff in Å: what an atom sees")
     l_max: int = Field(2, ge=1, le=6, description="highest degree of the spherical harmonics")
     num_radial: int = Field(8, ge=1, description="radial basis functions")
     hidden_dim: int = Field(128, ge=1, description="scalars per atom")

@@ -214,8 +214,17 @@ def _unfit(path: Path, error: Exception) -> FlashACEError:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if path.is_dir():
+        inside = path / "model.pt"
+        mend = f"name {inside}" if inside.is_file() else "`flashace fit` leaves one as model.pt in the run folder"
+        raise FlashACEError(f"{path}: expected a model file, got a folder; {mend}")
     if not path.is_file():
         raise FileNotFoundError(f"model file {path}: no such file; `flashace fit` leaves one as model.pt in the run folder")
+    if _is_pickled(path):
+        raise FlashACEError(
+            f"{path}: expected a FlashACE model file, got a file of torch.save, such as a checkpoint; name the model.pt of the run folder "
+            "(a fit that was stopped: `flashace fit --resume` ends it)"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("flashace", "null"))
@@ -245,6 +254,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     except ValidationError as error:
         raise _unfit(path, error) from error
     return header, tensors
+
+
+def _is_pickled(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"  # an archive; a model file starts with the length of its header
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:

@@ -1,5 +1,6 @@
 """The command line as a user types it."""
 
+import io
 import os
 import re
 import shutil
@@ -15,8 +16,11 @@ import torch
 import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from click.testing import CliRunner
+from rich.console import Console
 
 from flashace import FlashACE, cli
+from flashace.cli import main
 from flashace.model_file import load_model, read_header, save_model
 from flashace.train import report
 from flashace.verify import PRECISIONS
@@ -189,6 +193,137 @@ def test_hints_can_be_copied_however_long_the_path(flashace, write_yaml, data_fi
     assert f"flashace fit --resume {folder}2" in stopped.output
 
 
+# What is read is not written
+
+
+@pytest.mark.parametrize("link", ["itself", "symlink", "hardlink"])
+def test_no_command_writes_over_what_it_reads(flashace, run_folder, data_file, link):
+    shutil.copy(run_folder / "model.pt", "m.pt")
+    shutil.copy(data_file, "d.extxyz")
+    names = {"m.pt": "m.pt", "d.extxyz": "d.extxyz"}
+    if link != "itself":
+        names = {"m.pt": "other.extxyz", "d.extxyz": "another.extxyz"}
+        for name, other in names.items():
+            (os.symlink if link == "symlink" else os.link)(name, other)
+    before = {name: Path(name).read_bytes() for name in ("m.pt", "d.extxyz")}
+    model, data = names.values()
+    for option, arguments in (
+        ("--output", ["evaluate", "m.pt", "d.extxyz", "-o", model]),
+        ("--output", ["evaluate", "m.pt", "d.extxyz", "-o", data]),
+        ("--json", ["verify", "m.pt", "d.extxyz", "--json", model]),
+        ("--json", ["verify", "m.pt", "d.extxyz", "--json", data]),
+        ("--json", ["check", "d.extxyz", "--json", data]),
+        ("--output", ["calibrate", "m.pt", "d.extxyz", "-o", data]),
+        ("--output", ["calibrate", "m.pt", data_file, "--valid", "d.extxyz", "-o", data]),
+    ):
+        one_line_error(flashace(*arguments), f"{option} .*expected another file than those that are read, which this would overwrite")
+    assert {name: Path(name).read_bytes() for name in before} == before
+
+
+def test_shards_and_default_names_are_spared_too(flashace, run_folder, data_file):
+    assert flashace("convert", data_file, "shards").exit_code == 0
+    shutil.copy(data_file, "predictions.extxyz")
+    model = run_folder / "model.pt"
+    one_line_error(flashace("check", "shards", "--json", "shards/manifest.json"), "expected another file")
+    one_line_error(flashace("evaluate", model, "predictions.extxyz"), "--output predictions.extxyz: expected another file")
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_the_work(flashace, run_folder, data_file):
+    for arguments in (["evaluate", run_folder / "model.pt", data_file, "-o"], ["check", data_file, "--json"]):
+        one_line_error(flashace(*arguments, "."), "expected a file to write, got a folder")
+        one_line_error(flashace(*arguments, "absent/p.extxyz"), "expected a folder absent to write to, found none")
+
+
+@pytest.mark.parametrize("name", ["p.traj", "p.db", "p.json", "p.extxyz.zip"])
+def test_predictions_have_no_name_of_another_format(flashace, run_folder, data_file, name):
+    one_line_error(flashace("evaluate", run_folder / "model.pt", data_file, "-o", name), "expected a name that ends in .extxyz or .xyz")
+    assert not Path(name).exists()
+
+
+def test_predictions_are_packed_as_their_name_says(flashace, run_folder, data_file):
+    assert flashace("evaluate", run_folder / "model.pt", data_file, "-o", "p.xyz.gz").exit_code == 0
+    assert Path("p.xyz.gz").read_bytes()[:2] == b"\x1f\x8b"
+    assert len(read("p.xyz.gz", ":")) == 12
+    assert os.listdir() == ["p.xyz.gz"]
+
+
+def test_a_fit_spares_its_configuration_and_what_it_starts_from(flashace, write_yaml, run_folder, data_file):
+    write_yaml(Path("config.yaml"), epochs=1, data=[str(data_file)])
+    before = Path("config.yaml").read_bytes()
+    one_line_error(flashace("fit", "-o", "."), "expected a run folder in which config.yaml, which the fit reads, is not overwritten")
+    assert Path("config.yaml").read_bytes() == before
+    shutil.copytree(run_folder, "run")
+    start = ["fit", data_file, "-c", write_yaml(Path("c.yaml"), epochs=1), "-o", "run", "--overwrite", "--resume-from"]
+    for name in ("run", "run/model.pt", "run/checkpoints", "run/checkpoints/best.pt"):
+        one_line_error(flashace(*start, name), "run: expected .*overwrit")
+    assert (Path("run/model.pt").read_bytes(), Path("c.yaml").exists()) == ((run_folder / "model.pt").read_bytes(), True)
+
+
+def test_validation_with_the_training_frames_is_refused(flashace, write_yaml, data_file, make_frames):
+    write_yaml(Path("c.yaml"), epochs=1)
+    shutil.copy(data_file, "copy.extxyz")
+    for valid in (data_file, "copy.extxyz"):
+        one_line_error(
+            flashace("fit", data_file, "--valid", valid, "-c", "c.yaml"), "got frames that are all fitted too; leave out --valid"
+        )
+    write("some.extxyz", [*make_frames(2), *make_frames(3, seed=5)])
+    result = flashace("fit", data_file, "--valid", "some.extxyz", "-c", "c.yaml", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "2 of 5 validation frames are fitted too" in result.output
+    assert flashace("fit", data_file, "--valid", data_file, "-c", "c.yaml", "--force", "--dry-run").exit_code == 0
+
+
+# Files, terminals and what stands in a configuration
+
+
+def test_paths_of_a_configuration_say_where_they_come_from(flashace, write_yaml, run_folder, data_file):
+    shutil.copytree(run_folder, "run")
+    options = yaml.safe_load(Path("run/config.yaml").read_text())
+    Path("run/config.yaml").write_text(yaml.safe_dump(options | {"data": ["moved.extxyz"]}))
+    for arguments in (["--resume", "run"], ["-c", "run/config.yaml"]):
+        one_line_error(flashace("fit", *arguments), "run/config.yaml: `data` names moved.extxyz, which is not there, seen from /")
+    assert flashace("fit", data_file, "-c", "run/config.yaml", "--dry-run").exit_code == 0
+
+
+def test_a_folder_or_a_checkpoint_is_no_model(flashace, run_folder, data_file):
+    one_line_error(flashace("evaluate", run_folder, data_file), "expected a model file, got a folder; name .*run/model.pt")
+    checkpoint = run_folder / "checkpoints/best.pt"
+    one_line_error(flashace("evaluate", checkpoint, data_file), "best.pt: expected a FlashACE model file", "name the model.pt of")
+
+
+@pytest.mark.parametrize("charset", ["ascii", "latin-1"])
+def test_terminals_that_know_less_than_utf8(run_folder, data_file, charset):
+    for command in (["evaluate", run_folder / "model.pt", data_file], ["info", run_folder / "model.pt"], ["check", data_file]):
+        result = CliRunner(charset=charset).invoke(main, list(map(str, command)), catch_exceptions=False)
+        assert result.exit_code == 0
+        assert "?" not in result.stdout_bytes.decode(charset)
+    assert "meV/A3" in CliRunner(charset="ascii").invoke(main, ["evaluate", *map(str, command[1:])]).output or charset
+    assert Path("predictions.extxyz").is_file()
+
+
+def test_names_that_are_not_utf8(flashace, data_file):
+    name = os.fsdecode(b"\xff.extxyz")
+    shutil.copy(data_file, name)
+    one_line_error(flashace("check", name), "expected a name in UTF-8")
+    one_line_error(flashace("info", name), r"\\xff\.extxyz: expected a FlashACE model file")
+
+
+def test_tables_keep_whole_names_at_80_columns(run_folder, data_file):
+    row = {f"{label}_{kind}": 123.4 for label in ("energy", "forces", "stress") for kind in ("mae", "rmse")}
+    name = "Distorted_surface_AIMD_NVT_2000K"
+    narrow = Console(width=80, file=io.StringIO())
+    narrow.print(report.error_table({"validation": [row | {"config_type": name, "frames": 123}]}))
+    calibration = {"rmse": 12.3, "uncertainty": 12.1, "z": 1.1, "within_1": 0.5, "within_2": 0.9, "rank": 0.4}
+    narrow.print(report.calibration_table([calibration | {"config_type": name, "frames": 123}]))
+    text = narrow.file.getvalue()
+    assert "…" not in text
+    column = {1: "", 0: ""}
+    tables = text.split("Energy uncertainty")
+    for place, table in zip(column, tables, strict=True):
+        rows = [line.split("│") for line in table.splitlines() if line.startswith("│")]
+        assert "".join(cells[1 + place].strip() for cells in rows) == name
+
+
 # Errors of fit
 
 
@@ -205,7 +340,7 @@ def fit_errors():
         "epochs": (["{data}", "--epochs", 0], ["`epochs`: .*got 0"]),
         "device": (["{data}", "--device", "gpu"], ["device: expected auto, cpu or a CUDA device of this machine, got 'gpu'"]),
         "dtype": (["{data}", "--dtype", "half"], ["`dtype`: .*got 'half'"]),
-        "cutoff": (["{data}", "--r-max", -1], ["`r_max`: .*greater than 0, got -1"]),
+        "cutoff": (["{data}", "--r-max", -1], ["`r_max`: .*greater than or equal to 0.1, got -1"]),
         "energy key": (["{data}", "--energy-key", "dft"], ["expected energy under the key 'dft'.*the keys that exist are"]),
         "not structures": (["text.txt"], ["text.txt: expected a file that ase.io.read can read"]),
         "no forces": (["no-forces.extxyz"], ["expected forces in at least one of 2 frames, found none"]),

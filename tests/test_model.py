@@ -205,7 +205,7 @@ def test_evaluation_leaves_random_state_and_weights_alone(model, structure):
     [
         ({"num_channels": 6, "num_heads": 4}, "num_channels=6 must be a multiple of num_heads=4"),
         ({"hidden_dim": 10, "num_channels": 4}, "hidden_dim=10 must be a multiple of num_heads=4"),
-        ({"r_max": 0.0}, "greater than 0"),
+        ({"r_max": 1e-308}, "greater than or equal to 0.1"),
         ({"r_max": float("nan")}, "r_max"),
         ({"r_max": float("inf")}, "r_max"),
         ({"l_max": 0}, "greater than or equal to 1"),

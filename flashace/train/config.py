@@ -49,7 +49,7 @@ class TrainConfig:
     solve_atomic_energies: bool = Field(False, description="E0 by least squares, even if the data has isolated atoms")
     energy_key: str | None = Field(None, description="name of the energy; found by itself where not given")
     forces_key: str | None = Field(None, description="name of the forces; found by itself where not given")
-    stress_key: str | None = Field(None, description="name of the stress or virial; found by itself where not given")
+    stress_key: str | None = Field(None, description="name of the stress or virial; found by itself where not given; none leaves it out")
     force: bool = Field(False, description="fit even to labels that are surely wrong")
     output: str | None = Field(None, description="run folder; runs/<name of the data>, numbered from the second on, where not given")
     seed: int = Field(0, ge=0, description="seed of split, weights and order of the frames")
@@ -145,7 +145,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FlashACEError(f"--config {path}: no such file")
     try:
-        options = yaml.safe_load(path.read_text())
+        options = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FlashACEError(f"{path}: expected YAML, got {error}") from error
     if not isinstance(options, dict | None):

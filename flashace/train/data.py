@@ -1,12 +1,13 @@
 """Files of structures in; frames with their energies, forces and stresses out, and a summary of where these were found.
 
-Three rules hold for every set of files. The source of a label is decided once for the whole set, in this order: the key
-that the user names, `REF_energy` / `REF_forces` / `REF_stress` (or `REF_virial`, `REF_virials`), and the calculator
-results in the file. A frame that lacks a label has `None` there, and the summary counts it. Whatever is contradictory,
-not finite or of the wrong shape is an error that names the frame.
+Three rules hold for every set of files. The source of a label is decided once for each file, in this order: the key that the user names,
+`REF_energy` / `REF_forces` / `REF_stress` (or `REF_virial`, `REF_virials`), and the calculator results in the file; a frame whose label
+would be lost by that is an error, unless the user named the key. A frame that lacks a label has `None` there, and the summary counts it.
+Whatever is contradictory, not finite or of the wrong shape is an error that names the frame.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +17,25 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from flashace.errors import FlashACEError
+from flashace.graph import FARTHEST
 from flashace.train.files import structures
 from flashace.train.lazy import take
 
 LABELS = ("energy", "forces", "stress")
+NO_KEY = "none"  # as the name of a key: this label is left out
+LARGEST = 1e15  # eV, eV/Å, eV/Å³: beyond any label, and its square is still a number of float32
+WEIGHT = re.compile(r"(config_)?((energy|forces?|stress|virials?)_)?weights?", re.IGNORECASE)  # of frames, for other programs
 
 
 @dataclass(frozen=True)
 class LabelKeys:
-    """Names that the user gives to labels; `None` looks for `REF_*` and then at the calculator results.
+    """Names that the user gives to labels; `None` looks for `REF_*` and then at the calculator results, "none" leaves the label out.
 
-    A key is looked up in `info`, `arrays` and calculator results. A stress key with "virial" in its name holds virials.
+    A key is looked up in `info`, `arrays` (forces alone) and calculator results. A stress key with "virial" in its name holds virials.
     """
 
     energy: str | None = None
@@ -52,7 +58,7 @@ class Labelled:
 @dataclass(frozen=True)
 class LabelCount:
     """One label over a set of frames. `used`: source -> frames that took it. `ignored`: source -> frames that are left
-    without the label although they have this source, because the set takes the label from another one."""
+    without the label although they have this source, because the user named another key."""
 
     used: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
@@ -60,12 +66,16 @@ class LabelCount:
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """What `read_labelled` found. Sources read `REF_energy`, or `calculator energy` for calculator results."""
+    """What `read_labelled` found. Sources read `REF_energy`, or `calculator energy` for calculator results.
+
+    `unused`: what else frames have and nothing here reads -> frames: weights of their own, and virials per atom.
+    """
 
     frames: int
     energy: LabelCount
     forces: LabelCount
     stress: LabelCount
+    unused: dict[str, int] = field(default_factory=dict)
 
 
 def read_labelled(
@@ -78,13 +88,14 @@ def read_labelled(
 
     `required` names the labels that at least one frame must have: `("energy",)` for a file of isolated atoms. Within
     calculator results, a frame with forces takes `free_energy`, whose derivative they are, before `energy`. Virials
-    (6, 9 or 3×3 numbers) become stress = −virial / volume, and must agree with a stress of the same frame.
+    (6, 9 or 3×3 numbers) become stress = −virial / volume, and must agree with a stress of the same frame. Where a frame is not periodic in
+    three directions, a stress of nothing but zeros, or of nothing but NaN, is none.
 
     `complain` is told what is wrong with single frames, which then lose that label or, where the structure itself is broken, are left out.
 
     Raises FlashACEError for a file that cannot be read or is empty, an explicit key that no frame has, a required label
-    that no frame has, and, unless there is `complain`, a frame with no atoms or with labels that are not finite,
-    misshapen or contradictory.
+    that no frame has, and, unless there is `complain`, a file in which some frames have a label under another name than the rest, a frame
+    with no atoms, unknown elements or numbers beyond all bounds, and labels that are not finite, misshapen or contradictory.
     """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     frames = list(structures(paths))
@@ -106,9 +117,10 @@ class Labeller:
         self._any = False
         self._keys = {label: getattr(keys, label) for label in LABELS}
         self._groups = {label: _source_groups(label, key) for label, key in self._keys.items()}
-        self._present: dict[str, set[int]] = {label: set() for label in LABELS}  # groups that any frame has
-        self._chosen: dict[str, int] = {}
+        self._best: Counter[tuple[str, str, int]] = Counter()  # file, label, first group of sources that a frame has -> frames
+        self._chosen: dict[tuple[str, str], int] = {}  # file, label -> group
         self._counts = {label: (Counter[str](), Counter[str]()) for label in LABELS}  # used, ignored
+        self._unused: Counter[str] = Counter()
         self._places: dict[str, set[str]] = {"info": set(), "arrays": set(), "calculator results": set()}
 
     def look(self, atoms: Atoms, origin: str) -> bool:
@@ -117,30 +129,56 @@ class Labeller:
         if not _allowed(self.complain, _check_structure, atoms, origin):
             return False
         self.frames, self.atoms = self.frames + 1, self.atoms + len(atoms)
+        file = _file_of(origin)
         for label, groups in self._groups.items():
-            self._present[label].update(i for i, group in enumerate(groups) if _sources_in(atoms, group))
+            best = next((i for i, group in enumerate(groups) if _sources_in(atoms, label, group)), None)
+            if best is not None:
+                self._best[file, label, best] += 1
+        self._unused.update(_unused_in(atoms))
         results = getattr(atoms.calc, "results", {})
         for place, names in zip(self._places.values(), (atoms.info, atoms.arrays, results), strict=True):
             place.update(map(str, names))
         return True
 
     def decide(self) -> None:
-        """Take each label from the first group of sources that any frame has."""
+        """Take each label of a file from the first group of sources that any of its frames has."""
         if not self._any:
             raise FlashACEError(f"{self.where}: expected at least one frame, got none; name a file with structures")
         for label, key in self._keys.items():
-            present, groups = self._present[label], self._groups[label]
-            if key is not None and 0 not in present:
+            present = {group for _, of, group in self._best if of == label}
+            if key not in (None, NO_KEY) and 0 not in present:
                 raise FlashACEError(
                     f"{self.where}: expected {label} under the key {key!r}, but no frame has it; "
                     f"{self._keys_that_exist()}; correct --{label}-key or leave it out"
                 )
+            if label in self.required and key == NO_KEY:
+                raise FlashACEError(
+                    f"{self.where}: {label} is needed here, but --{label}-key {NO_KEY} leaves it out; name a key, or none at all"
+                )
             if label in self.required and not present:
                 raise FlashACEError(
                     f"{self.where}: expected {label} in at least one of {self.frames} frames, found none; looked for "
-                    f"{_listed(chain(*groups))}; {self._keys_that_exist()}; name the right key with --{label}-key"
+                    f"{_listed(chain(*self._groups[label]))}; {self._keys_that_exist()}; name the right key with --{label}-key"
                 )
-            self._chosen[label] = min(present, default=len(groups) - 1)
+        for file, label, group in self._best:
+            named = self._keys[label] is not None
+            self._chosen[file, label] = 0 if named else min(group, self._chosen.get((file, label), group))
+        if self.complain is None:
+            self._refuse_losses()
+
+    def _refuse_losses(self) -> None:
+        """Raises FlashACEError for frames that have a label, but not where the rest of their file has it, unless the key was named."""
+        for (file, label, group), frames in self._best.items():
+            chosen = self._chosen[file, label]
+            if group != chosen and self._keys[label] is None:
+                raise FlashACEError(f"{file}: {self._loss(label, chosen, self._best[file, label, chosen], group, frames)}")
+
+    def _loss(self, label: str, chosen: int, have: int, group: int, lost: int) -> str:
+        groups = [" or ".join(self._groups[label][i]) for i in (chosen, group)]
+        return (
+            f"expected {label} under one name in this file, got {groups[0]} in {have} frames and only {groups[1]} in {lost}; "
+            f"rename them to one, or name with --{label}-key the one to read, so that the others are left out (`flashace check` lists them)"
+        )
 
     def label(self, atoms: Atoms, origin: str) -> Labelled:
         """The frame with its labels."""
@@ -150,19 +188,28 @@ class Labeller:
     def summary(self) -> LabelSummary:
         """Where the labels of all frames so far were found."""
         counts = {label: LabelCount(dict(used), dict(ignored)) for label, (used, ignored) in self._counts.items()}
-        return LabelSummary(self.frames, **counts)
+        return LabelSummary(self.frames, **counts, unused=dict(self._unused))
 
     def _value(self, label: str, atoms: Atoms, origin: str) -> Any:
-        groups, chosen = self._groups[label], self._chosen[label]
-        used, ignored = self._counts[label]
-        sources = _sources_in(atoms, groups[chosen])
-        if sources and self.complain is not None and not _allowed(self.complain, _value, label, atoms, sources, origin):
-            sources = []
-        used.update(sources[:1])
-        if sources:
-            return _value(label, atoms, sources, origin)
-        ignored.update(_sources_in(atoms, chain(*groups[chosen + 1 :]))[:1])
-        return None
+        groups = self._groups[label]
+        chosen = self._chosen.get((_file_of(origin), label))
+        if chosen is None:  # no frame of this file has it
+            return None
+        sources = _sources_in(atoms, label, groups[chosen])
+        if not sources:
+            self._count_as_lost(label, atoms, origin, chosen)
+            return None
+        if self.complain is not None and not _allowed(self.complain, _value, label, atoms, sources, origin):
+            return None
+        self._counts[label][0].update(sources[:1])
+        return _value(label, atoms, sources, origin)
+
+    def _count_as_lost(self, label: str, atoms: Atoms, origin: str, chosen: int) -> None:
+        lost = _sources_in(atoms, label, chain(*self._groups[label][chosen + 1 :]))[:1]
+        self._counts[label][1].update(lost)
+        if lost and self.complain is not None and self._keys[label] is None:
+            expected = " or ".join(self._groups[label][chosen])
+            self.complain(f"{origin}: expected {label} under one name in this file, {expected}, got {lost[0]}; rename it in these frames")
 
     def _keys_that_exist(self) -> str:
         places = {**self._places, "arrays": self._places["arrays"] - {"numbers", "positions"}}
@@ -215,6 +262,19 @@ def split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple
     return take(frames, np.flatnonzero(~valid)), take(frames, np.flatnonzero(valid))
 
 
+def frames_in_both(train: Sequence[Labelled], valid: Sequence[Labelled]) -> list[str]:
+    """Origins of the validation frames whose structure, atom for atom, is that of a training frame. Frames of shards are not looked at."""
+    if not (isinstance(train, list) and isinstance(valid, list)):
+        return []
+    known = {_structure_of(frame.atoms) for frame in train}
+    return [frame.origin for frame in valid if _structure_of(frame.atoms) in known]
+
+
+def _structure_of(atoms: Atoms) -> bytes:
+    parts = (np.asarray([*atoms.numbers, *atoms.pbc], dtype="<i8"), atoms.positions, atoms.cell.array)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+
+
 def content_hash(frames: Iterable[Labelled]) -> str:
     """SHA-256 (hex) of numbers, positions, cells, boundary conditions and labels in their order; file names, info
     and further arrays do not count."""
@@ -241,6 +301,16 @@ def _check_structure(atoms: Atoms, origin: str) -> None:
     for name, numbers in (("positions", atoms.positions), ("cell", atoms.cell.array)):
         if not np.isfinite(numbers).all():
             raise FlashACEError(f"{origin}: expected finite {name}, got NaN or infinity; repair or remove this frame")
+        if (np.abs(numbers) > FARTHEST).any():
+            raise FlashACEError(
+                f"{origin}: expected {name} of at most {FARTHEST:g} Å, got {np.abs(numbers).max():g}; repair or remove this frame"
+            )
+    unknown = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))]
+    if len(unknown):
+        raise FlashACEError(
+            f"{origin}: expected atomic numbers from 1 to {len(chemical_symbols) - 1}, got {unknown[0]}"
+            f"{' (the symbol X)' if unknown[0] == 0 else ''}; correct or remove this frame"
+        )
 
 
 def _allowed(complain: Callable[[str], Any] | None, check: Callable[..., Any], *arguments: Any) -> bool:
@@ -261,15 +331,42 @@ def _source_groups(label: str, key: str | None) -> list[tuple[str, ...]]:
         "forces": (("REF_forces",), ("calculator forces",)),
         "stress": (("REF_stress", "REF_virial", "REF_virials"), ("calculator stress", "virial", "virials")),
     }[label]
-    return [reference, results] if key is None else [(key, f"calculator {key}"), reference, results]
+    explicit = () if key == NO_KEY else (str(key), f"calculator {key}")
+    return [reference, results] if key is None else [explicit, reference, results]
 
 
-def _sources_in(atoms: Atoms, sources: Iterable[str]) -> list[str]:
+def _sources_in(atoms: Atoms, label: str, sources: Iterable[str]) -> list[str]:
     """Those of `sources` that this frame has; the first is the one to use."""
-    have = [source for source in sources if lookup(atoms, source) is not None]
+    have = [source for source in sources if _has(atoms, label, source)]
     if {"calculator free_energy", "calculator energy"} <= set(have) and lookup(atoms, "calculator forces") is None:
         have.remove("calculator free_energy")  # it comes first only for the sake of the forces
     return have
+
+
+def _has(atoms: Atoms, label: str, source: str) -> bool:
+    """Whether a frame has this label there. One number per atom is no energy of a frame, and neither is its stress made of columns."""
+    value = lookup(atoms, source)
+    if value is None or label == "forces":
+        return value is not None
+    if source not in atoms.info and source in atoms.arrays:
+        return False
+    if label == "stress" and not (atoms.pbc.all() and atoms.cell.rank == 3):
+        numbers = np.asarray(value)
+        return not (
+            numbers.dtype.kind in "iuf" and (not numbers.any() or np.isnan(numbers).all())
+        )  # how some programs write that there is none
+    return True
+
+
+def _file_of(origin: str) -> str:
+    return origin.rpartition("#")[0]
+
+
+def _unused_in(atoms: Atoms) -> list[str]:
+    """What one could think is read, and is not: weights other than 1, and virials of single atoms."""
+    weights = [str(name) for name, value in atoms.info.items() if WEIGHT.fullmatch(str(name)) and np.any(np.asarray(value) != 1)]
+    per_atom = [f"{name} of each atom" for name in atoms.arrays if WEIGHT.fullmatch(name) or name.lower() in ("virial", "virials")]
+    return weights + per_atom
 
 
 def _value(label: str, atoms: Atoms, sources: list[str], origin: str) -> Any:
@@ -289,7 +386,7 @@ def _stress(atoms: Atoms, sources: list[str], origin: str) -> np.ndarray:
     if atoms.cell.rank < 3:
         raise FlashACEError(
             f"{origin}: {sources[0]}: a stress needs a cell with three vectors, got {atoms.cell.rank}; "
-            "add the cell or remove the stress of this frame"
+            "add the cell, remove the stress of this frame, or leave out all stress with --stress-key none"
         )
     values = [_stress_from(source, atoms, origin) for source in sources]
     for source, value in zip(sources, values, strict=True):
@@ -323,9 +420,13 @@ def _agree(one: np.ndarray, other: np.ndarray) -> bool:
 def _numbers(atoms: Atoms, source: str, origin: str) -> np.ndarray:
     value = np.asarray(lookup(atoms, source))
     if value.dtype.kind not in "iuf":
-        raise FlashACEError(f"{origin}: {source}: expected numbers, got {value.tolist()!r}; correct this frame")
+        raise FlashACEError(f"{origin}: {source}: expected numbers, got {value.tolist()!r:.80}; correct this frame")
     if not np.isfinite(value).all():
         raise FlashACEError(f"{origin}: {source}: expected finite numbers, got NaN or infinity; repair or remove this frame")
+    if (np.abs(value) > LARGEST).any():
+        raise FlashACEError(
+            f"{origin}: {source}: expected numbers up to {LARGEST:g}, got {np.abs(value).max():g}; repair or remove this frame"
+        )
     return value.astype(float)
 
 

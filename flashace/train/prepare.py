@@ -18,8 +18,8 @@ from flashace.model_file import bound_of, config_of
 from flashace.nn.readout import Readout
 from flashace.train import statistics
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
-from flashace.train.config import FitConfig, load_config
-from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, split
+from flashace.train.config import FitConfig, TrainConfig, load_config
+from flashace.train.data import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split
 from flashace.train.lazy import chained
 from flashace.train.metrics import UNITS
 from flashace.train.shards import read_data
@@ -101,6 +101,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     isolated, frames = isolated_atom_energies(frames)
     if t.valid:
         train, valid = frames, isolated_atom_energies(read_data(t.valid, keys)[0])[1]
+        _check_apart(train, valid, t, tell)
     else:
         train, valid = split(frames, t.valid_fraction, t.seed)
     if not train or not valid:
@@ -226,6 +227,19 @@ def _energies_of_file(path: str, energy_key: str | None) -> dict[str, float]:
     if not lone:
         raise FlashACEError(f"{path}: expected frames with one atom and its energy, got none")
     return isolated_atom_energies([replace(f, config_type="isolated_atom") for f in lone])[0]
+
+
+def _check_apart(train: Sequence[Labelled], valid: Sequence[Labelled], t: TrainConfig, tell: Callable[[str], Any]) -> None:
+    """Frames that are fitted validate nothing: raises FlashACEError where all of them are, unless `force` is set; tells where some are."""
+    both = frames_in_both(train, valid)
+    same_shards = not isinstance(valid, list) and Path(t.data[0]).resolve() == Path(t.valid[0]).resolve()
+    if (same_shards or len(both) == len(valid) > 0) and not t.force:
+        raise FlashACEError(
+            f"{', '.join(t.valid)}: expected frames to validate with, got frames that are all fitted too; leave out --valid, "
+            "so that a part of the data is held out (or say --force)"
+        )
+    if both:
+        tell(f"{len(both)} of {len(valid)} validation frames are fitted too, {both[0]} the first: their errors tell nothing about others")
 
 
 def _same_elements(train: Sequence[Labelled], valid: Sequence[Labelled]) -> None:

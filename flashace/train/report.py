@@ -1,6 +1,8 @@
 """Summaries, errors, metrics and predictions in; tables for the terminal, pictures and a file of predictions out."""
 
 import csv
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from ase.io.formats import open_with_compression
 from ase.stress import full_3x3_to_voigt_6_stress
 from rich.table import Table
 from rich.text import Text
@@ -33,7 +36,7 @@ def label_table(summary: LabelSummary) -> Table:
     """Where each label was read from and in how many frames, how many lack it, and what they have instead."""
     table = Table(title=f"Labels of {summary.frames} frames", title_justify="left")
     for name, justify in (("label", "left"), ("read from", "left"), ("frames", "right"), ("missing", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for label in LABELS:
         count = getattr(summary, label)
         missing = summary.frames - sum(count.used.values())
@@ -43,6 +46,8 @@ def label_table(summary: LabelSummary) -> Table:
             table.add_row("" if i else label, source, frames, str(missing) if last else "")
         for source, frames in count.ignored.items():
             table.add_row("", Text(f"not read: {source}", "yellow"), "", f"{frames} of these")
+    for name, frames in summary.unused.items():
+        table.add_row("", Text(f"not used: {name}", "yellow"), str(frames), "")
     return table
 
 
@@ -50,10 +55,11 @@ def error_table(rows_of_sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tabl
     """MAE and RMSE per set and config_type from the rows of `ErrorTable`; a label that no frame has gets no column."""
     every_row = [row for rows in rows_of_sets.values() for row in rows]
     shown = [label for label in LABELS if any(row[f"{label}_rmse"] is not None for row in every_row)]
-    table = Table("set", "config_type", title="Errors: MAE / RMSE", title_justify="left")
+    table = Table("set", title="Errors: MAE / RMSE", title_justify="left")
+    table.add_column("config_type", overflow="fold")  # on a narrow terminal it takes several lines, whole
     table.add_column("frames", justify="right")
     for label in shown:
-        table.add_column(f"{label}\n{UNITS[label]}", justify="right")
+        table.add_column(f"{label}\n{UNITS[label]}", justify="right", overflow="fold")
     for name, rows in rows_of_sets.items():
         for row in rows:
             errors = [_pair(row[f"{label}_mae"], row[f"{label}_rmse"]) for label in shown]
@@ -64,9 +70,10 @@ def error_table(rows_of_sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tabl
 
 def calibration_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What `calibration_rows` found: were the normal law exact, z would be 1 and the parts within σ and 2 σ 68 % and 95 %."""
-    table = Table("config_type", title="Energy uncertainty σ against errors; too small for frames that were fitted", title_justify="left")
+    table = Table(title="Energy uncertainty σ against errors; too small for frames that were fitted", title_justify="left")
+    table.add_column("config_type", overflow="fold")
     for name in ("frames", "RMS error\nmeV/atom", "RMS σ\nmeV/atom", "RMS of\nerror / σ", "within\nσ", "within\n2 σ", "rank\ncorrelation"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         table.add_row(
             row["config_type"] or "(none)",
@@ -140,7 +147,8 @@ def parity(predictions: Mapping[str, tuple[Sequence[Labelled], Predictions]], pn
 
 
 def write_predictions(path: str | Path, frames: Sequence[Labelled], predictions: Predictions) -> None:
-    """Writes an extended XYZ file: every frame with all that it came with, and what was predicted for it.
+    """Writes an extended XYZ file, packed where the name ends in .gz, .bz2 or .xz: every frame with all that it came with, and what was
+    predicted for it.
 
     Added to `info`: `flashace_energy` (eV) and, where predicted, `flashace_stress` (eV/Å³, Voigt: xx, yy, zz, yz, xz,
     xy) and `flashace_energy_uncertainty` (eV); to `arrays`: `flashace_forces` (eV/Å) and, where predicted,
@@ -157,7 +165,26 @@ def write_predictions(path: str | Path, frames: Sequence[Labelled], predictions:
             atoms.info["flashace_energy_uncertainty"] = float(predicted["energy_uncertainty"])
             atoms.arrays["flashace_energies_uncertainty"] = np.asarray(predicted["energies_uncertainty"], dtype=float)
         images.append(atoms)
-    write(path, images, format="extxyz")
+    path = Path(os.path.realpath(path))
+    whole = path if path.exists() and not path.is_file() else path.with_name(f"partial-{path.name}")  # a device is written as it is
+    try:
+        with open_with_compression(str(whole), "wb") as packed, io.TextIOWrapper(packed, "utf-8") as file:
+            write(file, images, format="extxyz")
+        if whole != path:
+            whole.replace(path)
+    finally:
+        if whole != path:
+            whole.unlink(missing_ok=True)
+
+
+def check_name_of_predictions(path: str | Path) -> None:
+    """Raises FlashACEError for a name that promises another format than the one that `write_predictions` has."""
+    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in (".gz", ".bz2", ".xz")]
+    if suffixes and suffixes[-1] not in (".extxyz", ".xyz"):
+        raise FlashACEError(
+            f"{path}: expected a name that ends in .extxyz or .xyz, which is what predictions are written as, got {suffixes[-1]}; "
+            f"write {Path(path).stem}.extxyz, and convert that with `ase convert`"
+        )
 
 
 def tensorboard_writer(folder: Path) -> "SummaryWriter":

@@ -107,13 +107,39 @@ def test_free_energy_belongs_to_forces(saved):
     assert [frame.energy for frame in frames] == [-5.0, -4.0, -3.0, None]
 
 
-def test_one_source_for_the_whole_set_and_the_rest_is_reported(saved):
+def test_a_label_under_two_names_in_one_file_is_an_error_unless_one_is_named(saved):
     path = saved(crystal({"REF_energy": -7.0}, forces=FORCES), crystal(energy=-5.0), crystal())
-    frames, summary = read_labelled(path)
+    message = "data.traj: expected energy under one name in this file, got REF_energy in 1 frames and only .* in 1; .*--energy-key"
+    fails(message, read_labelled, path)
+    frames, summary = read_labelled(path, LabelKeys(energy="REF_energy"))
     assert [frame.energy for frame in frames] == [-7.0, None, None]
     assert summary.energy.used == {"REF_energy": 1}
     assert summary.energy.ignored == {"calculator energy": 1}
     assert [frame.forces is None for frame in frames] == [False, True, True]
+
+
+def test_a_check_hears_of_each_label_that_would_be_lost(saved):
+    complaints = []
+    path = saved(crystal({"REF_energy": -7.0}), crystal(energy=-5.0), crystal(energy=-4.0))
+    frames, _ = read_labelled(path, required=(), complain=complaints.append)
+    assert [frame.energy for frame in frames] == [-7.0, None, None]
+    assert [complaint.partition(": ")[0].rpartition("#")[2] for complaint in complaints] == ["1", "2"]
+    assert "expected energy under one name in this file, REF_energy, got calculator energy; rename it" in complaints[0]
+
+
+def test_each_file_has_keys_of_its_own(tmp_path):
+    """In 154 of 199 frames of a user the labels were lost since one file had other names."""
+    write(tmp_path / "a.extxyz", [crystal({"REF_energy": -7.0}, {"REF_forces": FORCES})])
+    write(tmp_path / "b.extxyz", [crystal(energy=-5.0, forces=2 * FORCES)] * 3)
+    paths = [tmp_path / "a.extxyz", tmp_path / "b.extxyz"]
+    frames, summary = read_labelled(paths)
+    assert [frame.energy for frame in frames] == [-7.0, -5.0, -5.0, -5.0]
+    assert all(frame.forces is not None for frame in frames)
+    assert summary.energy.used == {"REF_energy": 1, "calculator energy": 3}
+    assert (summary.energy.ignored, summary.forces.ignored) == ({}, {})
+    frames, summary = read_labelled(paths, LabelKeys(energy="REF_energy"))
+    assert [frame.energy for frame in frames] == [-7.0, None, None, None]
+    assert summary.energy.ignored == {"calculator energy": 3}
 
 
 @pytest.mark.parametrize("shape", [(6,), (9,), (3, 3)])
@@ -190,8 +216,8 @@ def test_lattice_without_a_pbc_flag_is_periodic_and_several_files_are_one_set(tm
     frames, summary = read_labelled([tmp_path / "a.xyz", str(tmp_path / "b.xyz")])
     assert frames[0].atoms.pbc.all()
     assert frames[0].config_type == "300"
-    assert [frame.energy for frame in frames] == [None, -1.5]
-    assert summary.energy.ignored == {"calculator energy": 1}
+    assert [frame.energy for frame in frames] == [-1.5, -1.5]
+    assert summary.energy.used == {"calculator energy": 1, "REF_energy": 1}
     assert frames[1].origin == f"{tmp_path / 'b.xyz'}#0"
 
 
@@ -201,7 +227,7 @@ def test_lattice_without_a_pbc_flag_is_periodic_and_several_files_are_one_set(tm
 def test_files_that_cannot_be_read(tmp_path):
     fails("nothing.xyz: expected a file of structures, found no such file", read_labelled, tmp_path / "nothing.xyz")
     (tmp_path / "cut.xyz").write_text("3\nenergy=1\nH 0 0 0\n")
-    fails("cut.xyz: expected a file that ase.io.read can read, got .*convert it to", read_labelled, tmp_path / "cut.xyz")
+    fails("cut.xyz#0, line 4: expected 3 atoms in frame 0, got 1 before the end", read_labelled, tmp_path / "cut.xyz")
     (tmp_path / "prose.dat").write_text("no structures here")
     fails("prose.dat: expected a file that ase.io.read can read", read_labelled, tmp_path / "prose.dat")
     fails("expected at least one frame, got none", read_labelled, [])
@@ -256,14 +282,83 @@ def test_frames_that_are_no_structures(saved):
     ],
 )
 def test_labels_that_cannot_be_right(saved, info, results, message):
-    fine = crystal(energy=-5.0, forces=FORCES)
-    fails(r"data.traj#1: " + message, read_labelled, saved(fine, crystal(info, **results)))
+    fails(r"data.traj#1: " + message, read_labelled, saved(crystal(), crystal(info, **results)))
 
 
 def test_a_stress_needs_a_cell(saved):
     atoms = Atoms("Si2", [[0, 0, 0], [2, 0, 0]], cell=[4, 4, 0], pbc=[True, True, False], info={"REF_stress": STRESS})
     atoms.calc = SinglePointCalculator(atoms, energy=-5.0, forces=FORCES)
     fails("data.traj#0: REF_stress: a stress needs a cell with three vectors, got 2", read_labelled, saved(atoms))
+
+
+@pytest.mark.parametrize("nothing", [0.0, np.nan])
+@pytest.mark.parametrize("name", ["REF_stress", "REF_virial", "stress"])
+@pytest.mark.parametrize("cell", [None, [9.0, 9.0, 9.0]])
+def test_a_stress_of_zeros_or_nan_of_a_molecule_is_none(saved, nothing, name, cell):
+    """As other programs write molecules beside crystals; the crystals keep theirs, and a true stress without a cell stays an error."""
+    molecule = Atoms("Si2", [[0, 0, 0], [2, 0, 0]], cell=cell)
+    if name == "stress":
+        molecule.calc = SinglePointCalculator(molecule, energy=-5.0, forces=FORCES, stress=np.full(6, nothing))
+        bulky = crystal(energy=-5.0, forces=FORCES, stress=full_3x3_to_voigt_6_stress(STRESS))
+    else:
+        molecule.info[name] = np.full(9, nothing)
+        molecule.calc = SinglePointCalculator(molecule, energy=-5.0, forces=FORCES)
+        bulky = crystal({name: STRESS}, energy=-5.0, forces=FORCES)
+    frames, summary = read_labelled(saved(molecule, bulky))
+    assert [frame.stress is None for frame in frames] == [True, False]
+    assert sum(summary.stress.used.values()) == 1
+
+
+def test_a_crystal_may_not_carry_nan(saved):
+    fails("expected finite numbers", read_labelled, saved(crystal({"REF_stress": np.full(9, np.nan)}, energy=-5.0, forces=FORCES)))
+
+
+def test_one_number_per_atom_is_no_label_of_the_frame(saved):
+    """A `virial` or `stress` of each atom, as some codes write it."""
+    columns = {"virial": np.ones((2, 9)), "REF_energy": np.ones(2), "REF_stress": np.ones((2, 6))}
+    (frame,), summary = read_labelled(saved(crystal({}, columns, energy=-5.0, forces=FORCES), suffix="extxyz"))
+    assert (frame.energy, frame.stress) == (-5.0, None)
+    assert summary.unused == {"virial of each atom": 1}
+
+
+def test_none_as_a_key_leaves_a_label_out(saved):
+    path = saved(crystal({"REF_stress": [1.0, 2.0]}, energy=-5.0, forces=FORCES))
+    fails("expected 6 numbers", read_labelled, path)
+    (frame,), summary = read_labelled(path, LabelKeys(stress="none"))
+    assert frame.stress is None
+    assert summary.stress.ignored == {"REF_stress": 1}
+    fails("forces is needed here, but --forces-key none leaves it out", read_labelled, path, LabelKeys(forces="none"))
+
+
+def test_weights_of_frames_are_named_since_nothing_reads_them(saved):
+    names = ["config_weight", "config_forces_weight", "weight"]
+    frames = [crystal({name: 0.5}, energy=-5.0, forces=FORCES) for name in names]
+    plain = crystal({"config_weight": 1.0, "molecular_weight": 30.0}, energy=-5.0, forces=FORCES)  # changes nothing; no weight
+    assert read_labelled(saved(*frames, plain))[1].unused == dict.fromkeys(names, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"numbers": [14, 200]}, "expected atomic numbers from 1 to 118, got 200"),
+        ({"numbers": [0, 14]}, r"expected atomic numbers from 1 to 118, got 0 \(the symbol X\)"),
+        ({"cell": np.eye(3) * 1e300}, r"expected cell of at most 1e\+09 Å, got 1e\+300"),
+        ({"positions": [[0, 0, 0], [1e12, 0, 0]]}, r"expected positions of at most 1e\+09 Å, got 1e\+12"),
+    ],
+)
+def test_what_no_structure_can_have(saved, change, message):
+    broken = crystal({"REF_energy": -5.0})
+    for name, value in change.items():
+        setattr(broken, name, value)
+    fails(f"data.traj#1: {message}", read_labelled, saved(crystal(), broken), required=["energy"])
+    complaints = []
+    assert len(read_labelled(saved(crystal(), broken), required=(), complain=complaints.append)[0]) == 1
+    assert len(complaints) == 1
+
+
+@pytest.mark.parametrize("info", [{"REF_energy": 1e300}, {"REF_energy": -1e16}])
+def test_labels_beyond_all_bounds(saved, info):
+    fails(r"REF_energy: expected numbers up to 1e\+15", read_labelled, saved(crystal(info)), required=["energy"])
 
 
 # Isolated atoms, split, hash

@@ -1,4 +1,5 @@
 import gzip
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -88,13 +89,50 @@ def test_structures_come_one_by_one(tmp_path, make_frames):
         file.write("2\n\nSi 0 0 0\nSi here\n")  # half a frame
     found = structures([tmp_path / "data.extxyz"])
     assert [next(found)[1] for _ in range(3)] == [f"{tmp_path}/data.extxyz#{i}" for i in range(3)]
-    with pytest.raises(FlashACEError, match=r"data\.extxyz: expected a file that ase\.io\.read can read, got"):
+    with pytest.raises(FlashACEError, match=r"data\.extxyz#3, line 16: expected 4 columns of atom 2 of 2, got 'Si here'"):
         next(found)
 
 
 def test_a_folder_without_anything_to_read_is_named(tmp_path):
-    (tmp_path / "data.extxyz").touch()
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(FlashACEError, match=r"expected a folder with vasprun\.xml, OUTCAR, .* found none; name the files themselves"):
         origins(tmp_path)
     with pytest.raises(FlashACEError, match="no such file"):
         origins(tmp_path / "absent")
+
+
+def test_a_folder_of_other_files_says_how_they_are_read(tmp_path):
+    for name in ("data.extxyz", "run.traj", "rows.db", "more.xyz"):
+        (tmp_path / name).touch()
+    message = rf"found none; {tmp_path}/data\.extxyz, .*more\.xyz, .*rows\.db, …: these are read when they are named one by one"
+    with pytest.raises(FlashACEError, match=message):
+        origins(tmp_path)
+
+
+def test_a_slice_of_a_file_says_what_to_do(tmp_path, make_frames):
+    write(tmp_path / "data.extxyz", make_frames(2))
+    with pytest.raises(
+        FlashACEError, match=r"found no such file; all frames are read; for some of them: `ase convert .*data\.extxyz@:50 part"
+    ):
+        origins(f"{tmp_path}/data.extxyz@:50")
+    with pytest.raises(FlashACEError, match="found no such file; check the path"):
+        origins(f"{tmp_path}/absent.extxyz@:50")
+
+
+@pytest.mark.parametrize("in_a_folder", [False, True])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, in_a_folder):
+    pipe = tmp_path / ("OUTCAR" if in_a_folder else "data.xyz")
+    os.mkfifo(pipe)
+    with pytest.raises(FlashACEError, match=f"{pipe.name}: expected a file of structures, got a pipe or a device"):
+        origins(tmp_path if in_a_folder else pipe)
+
+
+def test_names_that_no_file_of_ours_could_keep(tmp_path, make_frames):
+    """They would stand in config.yaml, the manifest of shards and the model."""
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.extxyz")
+    write(tmp_path / "data.extxyz", make_frames(1))
+    (tmp_path / "data.extxyz").rename(path)
+    with pytest.raises(FlashACEError, match=r"\\udcff\.extxyz: expected a name in UTF-8, got other bytes in it; rename the file"):
+        origins(path)
+    with pytest.raises(FlashACEError, match="got File name too long"):
+        origins(tmp_path / ("x" * 3000))
