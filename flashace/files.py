@@ -29,6 +29,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f"{path.name}.{uuid4().hex[:8]}.partial")
     with undone_by_signals():
         try:
+            aside.touch()  # what cannot be written is told before the work, not after it
             yield aside
             to_disk(aside)
             aside.replace(path)

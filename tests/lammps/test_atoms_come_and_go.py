@@ -1,4 +1,4 @@
-"""pair_style flashace where LAMMPS adds, deletes, hides or renames atoms: numbers of atoms as statistical physics has them, energies as ASE's."""
+"""pair_style flashace where LAMMPS adds, deletes, hides or renames atoms: their numbers are those of physics, energies those of ASE."""
 
 import math
 import re
