@@ -311,8 +311,6 @@ def export(model: str, engine: str, output: str | None, dtype: str, march: str) 
     from flashace.model_file import load_model
 
     target = Path(output or Path(model).with_suffix(".so"))
-    if target.resolve() == Path(model).resolve():
-        raise FlashACEError(f"--output {target}: expected another file than MODEL, which this would overwrite")
     network = load_model(model, choose_dtype(dtype))
     lacking = export_for_lammps(network, target, model, march)
     tried = f"not tried: this processor lacks {', '.join(lacking)}" if lacking else "gives the energies and forces of the plain path"

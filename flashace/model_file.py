@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from flashace.errors import FlashACEError
+from flashace.files import whole_file
 from flashace.model import AttentionACE, ModelConfig
 from flashace.surroundings import undisturbed
 from flashace.uncertainty import Uncertainty
@@ -77,11 +78,9 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
 
     The file appears whole or not at all.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     header, tensors = _contents(model, provenance)
-    partial.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
 
 
 def _contents(model: AttentionACE, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
