@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from flashace.errors import FlashACEError
+from flashace.files import whole_file
 from flashace.model import AttentionACE, ModelConfig
 from flashace.uncertainty import Uncertainty
 
@@ -73,7 +74,6 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
 
     The file appears whole or not at all.
     """
-    path = Path(path)
     header = {
         "format": FORMAT,
         **describe(model),
@@ -84,9 +84,8 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
         header["uncertainty"] = model.uncertainty.describe()
         tensors |= {UNCERTAINTY + name: tensor for name, tensor in model.uncertainty.tensors().items()}
     header["sha256"] = _digest(header, tensors)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
 
 
 def describe(model: AttentionACE) -> dict[str, Any]:
