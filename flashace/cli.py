@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from flashace.train.check import check as check_labels
 from flashace.train.check import quick_check
 from flashace.train.check.finding import finding_table, mends
 from flashace.train.checkpoint import checkpoints_in
-from flashace.train.config import FitConfig, load_config
+from flashace.train.config import FitConfig, TrainConfig, load_config
 from flashace.train.data import LabelKeys, Labelled
 from flashace.train.evaluate import error_rows, predict_graphs
 from flashace.train.lazy import chained
+from flashace.train.lock import locked
 from flashace.train.loop import LEFT_BY_A_FIT, progress_bar
 from flashace.train.loop import fit as run_fit
 from flashace.train.neighbors import build_graphs, fresh_graphs
@@ -47,6 +49,7 @@ from flashace.verify import verify as verify_laws
 
 # file names and labels are shown as they are: "[1]" and ":o:" in them are no markup
 console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
+LENGTHS = ("epochs", "max_time")
 CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 
@@ -116,12 +119,12 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     """Fit a model to labelled structures (any format that ASE reads, or shards of `flashace convert`)."""
     started = time.monotonic()
     _keep_freed_memory()
-    with joined() as ranks:
+    with joined() as ranks, ExitStack() as locks:
         console.quiet = not ranks.first
         plan = None
         try:
             if ranks.first:
-                plan = _plan(config, overwrite, dry_run, resume, flags)
+                plan = _plan(config, overwrite, dry_run, resume, flags, locks)
         finally:
             plan = ranks.from_first(plan)  # none where the first has failed, and says so itself
             if plan is None:
@@ -137,15 +140,13 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
 
 
-def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any]) -> tuple[Prepared, Path] | None:
-    """What is fitted, and the run folder; shows the decisions. None for a dry run."""
+def _plan(
+    config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any], locks: ExitStack
+) -> tuple[Prepared, Path] | None:
+    """What is fitted, and the run folder, locked; shows the decisions. None for a dry run."""
     if resume is not None:
-        given = [name for name, value in flags.items() if value not in (None, ())]
-        if given or config:
-            raise FlashACEError(f"--resume {resume} takes its options from that folder; leave out {', '.join(given or ['config'])}")
-        config = str(Path(resume) / "config.yaml")
-        if not Path(config).is_file():
-            raise FlashACEError(f"--resume {resume}: expected the folder of a run, found no {config}; name one, or start the fit anew")
+        config = _config_of_run(resume, config, flags)
+        locks.enter_context(locked(Path(resume), tell=console.print))  # before its checkpoint is read
     folder = None if resume is None else Path(resume)
     prepared = prepare(_configuration(config, flags), folder, lambda message: console.print(message, soft_wrap=True))
     console.print(report.label_table(prepared.labels))
@@ -159,7 +160,8 @@ def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None
         return None
     output = prepared.config.train.output
     if folder is None:
-        folder = _default_folder(prepared.config.train.data[0], overwrite) if output is None else Path(output)
+        folder = _default_folder(prepared.config.train.data[0], overwrite, locks) if output is None else Path(output)
+        locks.enter_context(locked(folder, tell=console.print))
         if not overwrite:
             _refuse_existing(folder)
     return prepared, folder
@@ -404,11 +406,42 @@ def _keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
 
 
-def _default_folder(data: str, overwrite: bool) -> Path:
-    """runs/<name>, or the first of runs/<name>-2, -3, … that is free."""
+def _default_folder(data: str, overwrite: bool, locks: ExitStack) -> Path:
+    """runs/<name>, or the first of runs/<name>-2, -3, … that is free; made, and locked, before another fit can take the same."""
     first = Path("runs") / Path(data).stem
-    numbered = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
-    return first if overwrite or not first.exists() else next(folder for folder in numbered if not folder.exists())
+    if overwrite:
+        return first
+    for folder in itertools.chain([first], (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))):
+        try:
+            locks.enter_context(locked(folder, new=True, tell=console.print))
+        except FileExistsError:
+            continue
+        break
+    return folder
+
+
+def _config_of_run(run: str, config: str | None, flags: dict[str, Any]) -> str:
+    """The configuration file of a run that goes on. Raises FlashACEError where flags are given that do not make it longer."""
+    given = [name for name, value in flags.items() if value not in (None, ()) and name not in LENGTHS]
+    if given or config:
+        raise FlashACEError(
+            f"--resume {run} takes its options from that folder; leave out {', '.join(given or ['config'])} (--epochs and --max-time alone "
+            "may be given, to make it longer)"
+        )
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise FlashACEError(f"--resume {run}: expected the folder of a run, found no {path}; name one, or start the fit anew")
+    before = load_config(path, {}).train
+    for name in LENGTHS:
+        old, new = getattr(before, name), flags[name]
+        if new is not None and (old is None or new <= old):
+            flag, has = name.replace("_", "-"), f"has {old:g}" if old else f"has none: its length is {_length_in_words(before)}"
+            raise FlashACEError(f"--{flag} {new:g}: expected more than {run} had, to make that fit longer, but it {has}")
+    return str(path)
+
+
+def _length_in_words(train: TrainConfig) -> str:
+    return " or ".join(f"--{name.replace('_', '-')} {getattr(train, name):g}" for name in LENGTHS if getattr(train, name))
 
 
 def _refuse_existing(folder: Path) -> None:
