@@ -19,12 +19,14 @@ import struct
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -59,23 +61,30 @@ def main() -> None:
     parser.add_argument("--sample", type=Path, default=SAMPLE, help="a small model file, the smaller the better")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    campaign(list(KINDS), partial(attack, options.sample), options.files, options.seed)
+
+
+def campaign(kinds: list[str], attack: Callable[[range], list[tuple[str, str]]], files: int, seed: int) -> NoReturn:
+    """Run `attack` on so many seeds, a thousand to a process; print what became of each kind of damage, and exit."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     failures: list[str] = []
     chunk = 1000
-    for first in range(0, options.files, chunk):
-        seeds = range(options.seed + first, options.seed + min(first + chunk, options.files))
+    for first in range(0, files, chunk):
+        seeds = range(seed + first, seed + min(first + chunk, files))
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # a crash takes this process, not the report
             try:
-                for kind, verdict in pool.submit(attack, options.sample, seeds).result():
+                for kind, verdict in pool.submit(attack, seeds).result():
                     counts[kind, verdict if verdict in ("loaded", "refused") else "FAILED"] += 1
                     failures += [] if verdict in ("loaded", "refused") else [f"{kind}: {verdict}"]
             except BrokenProcessPool:
                 failures.append(f"the process died at one of the seeds {seeds.start} to {seeds.stop - 1}")
-        print(f"{seeds.stop - options.seed} files, {len(failures)} failures", file=sys.stderr, flush=True)
+        print(f"{seeds.stop - seed} files, {len(failures)} failures", file=sys.stderr, flush=True)
     table = Table("what was done to the file", "files", "refused", "loaded", "failed")
-    for kind in KINDS:
-        row = [counts[kind, verdict] for verdict in ("refused", "loaded", "FAILED")]
-        table.add_row(kind, *map(str, (sum(row), *row)))
+    for kind in [*kinds, None]:
+        row = [
+            sum(n for (of, v), n in counts.items() if v == verdict and kind in (of, None)) for verdict in ("refused", "loaded", "FAILED")
+        ]
+        table.add_row(kind or "all", *map(str, (sum(row), *row)))
     Console(width=140).print(table)
     print(*failures[:20], sep="\n")
     raise SystemExit(bool(failures))
@@ -83,19 +92,15 @@ def main() -> None:
 
 def attack(sample: Path, seeds: range) -> list[tuple[str, str]]:
     """For each seed the kind of damage and the verdict: loaded, refused, or what went wrong and where the file is."""
-    soft = resource.getrlimit(resource.RLIMIT_AS)[1]
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, soft))
-    signal.signal(signal.SIGALRM, _too_long)
+    limit_memory()
     whole, verdicts = sample.read_bytes(), []
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             path, marker = Path(folder) / "mutant.pt", Path(folder) / "executed"
             kind, content = mutant(whole, seed, marker)
             path.write_bytes(content)
-            signal.alarm(SECONDS)
-            verdict = judge(path)
-            signal.alarm(0)
+            with within_seconds():
+                verdict = judge(path)
             if marker.exists():
                 verdict = "code was executed"
                 marker.unlink()
@@ -107,12 +112,30 @@ def attack(sample: Path, seeds: range) -> list[tuple[str, str]]:
     return verdicts
 
 
-class _TooLong(BaseException):
+def limit_memory() -> None:
+    """Of this process, to MEMORY more than it has now."""
+    soft = resource.getrlimit(resource.RLIMIT_AS)[1]
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, soft))
+
+
+@contextmanager
+def within_seconds() -> Iterator[None]:
+    """Raises TooLong inside when SECONDS are over."""
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+class TooLong(BaseException):
     """Nothing that a reader catches."""
 
 
 def _too_long(*_: Any) -> None:
-    raise _TooLong
+    raise TooLong
 
 
 def judge(path: Path) -> str:
@@ -127,7 +150,7 @@ def judge(path: Path) -> str:
     except FlashACEError as error:
         str(error).encode()  # what cannot be printed is no message
         return "a model was built that does not fit into memory" if "allocate" in str(error) else "refused"
-    except (Exception, _TooLong) as error:  # noqa: BLE001 - that is what we are looking for
+    except (Exception, TooLong) as error:  # noqa: BLE001 - that is what we are looking for
         return f"{type(error).__name__}: {error}"
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -62,8 +63,15 @@ def _row(row: dict[str, float | None]) -> dict[str, float | None]:
     return row
 
 
+def _not_nan(score: float) -> float:
+    if math.isnan(score):
+        raise ValueError("expected a number, got NaN")
+    return score
+
+
 Tensor = Annotated[torch.Tensor, AfterValidator(_plain)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=10**9)]  # the digits of `checkpoint_name`
+Score = Annotated[float, AfterValidator(_not_nan)]
 
 
 class _Part(BaseModel):
@@ -90,7 +98,7 @@ class _Order(_Part):
 class _LearningRate(_Part):
     """`Schedule` of optim.py."""
 
-    best: float
+    best: Score
     not_better: Count
     borne: Count
     factor: Annotated[FiniteFloat, Field(gt=0, le=1)]
@@ -107,7 +115,7 @@ class _Schedule(_Part):
     position: Count
     elapsed: Annotated[FiniteFloat, Field(ge=0)]
     sums: Tensor
-    best_score: float
+    best_score: Score
     best: dict[str, Tensor]
     rows: list[Annotated[dict[str, float | None], AfterValidator(_row)]]
     compiled: bool

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any, overload
 
 import numpy as np
@@ -364,7 +365,7 @@ class _Rows:
                 self._file = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._file)
             size = os.fstat(self._file).st_size
-        except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:  # numpy reads its header as Python
+        except (OSError, ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:  # the header is Python
             raise FlashACEError(f"{path}: expected an array of {dtype}, {shape}, got {error}; convert the files again") from error
         expected = self._start + self.bytes_per_row * shape[0]
         if (kind.str, found, fortran_order) != (dtype, shape, False):
