@@ -14,6 +14,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 # file names and labels are shown as they are: "[1]" and ":o:" in them are no markup
 console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
+LENGTHS = ("epochs", "max_time")
 CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 
@@ -130,12 +132,12 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
 
     started = time.monotonic()
     _keep_freed_memory()
-    with joined() as ranks:
+    with joined() as ranks, ExitStack() as locks:
         console.quiet = not ranks.first
         plan = None
         try:
             if ranks.first:
-                plan = _plan(config, overwrite, dry_run, resume, flags)
+                plan = _plan(config, overwrite, dry_run, resume, flags, locks)
         finally:
             plan = ranks.from_first(plan)  # none where the first has failed, and says so itself
             if plan is None:
@@ -151,18 +153,17 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
 
 
-def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any]) -> "tuple[Prepared, Path] | None":
-    """What is fitted, and the run folder; shows the decisions. None for a dry run."""
+def _plan(
+    config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any], locks: ExitStack
+) -> "tuple[Prepared, Path] | None":
+    """What is fitted, and the run folder, locked; shows the decisions. None for a dry run."""
     from flashace.train import report
+    from flashace.train.lock import locked
     from flashace.train.prepare import prepare
 
     if resume is not None:
-        given = [name for name, value in flags.items() if value not in (None, ())]
-        if given or config:
-            raise FlashACEError(f"--resume {resume} takes its options from that folder; leave out {', '.join(given or ['config'])}")
-        config = str(Path(resume) / "config.yaml")
-        if not Path(config).is_file():
-            raise FlashACEError(f"--resume {resume}: expected the folder of a run, found no {config}; name one, or start the fit anew")
+        config = _config_of_run(resume, config, flags)
+        locks.enter_context(locked(Path(resume), tell=console.print))  # before its checkpoint is read
     folder = None if resume is None else Path(resume)
     config, options = _configuration(config, flags, resume)
     prepared = prepare(options, folder, lambda message: console.print(message, soft_wrap=True))
@@ -177,7 +178,8 @@ def _plan(config: str | None, overwrite: bool, dry_run: bool, resume: str | None
         return None
     output = prepared.config.train.output
     if folder is None:
-        folder = _default_folder(prepared.config.train.data[0], overwrite) if output is None else Path(output)
+        folder = _default_folder(prepared.config.train.data[0], overwrite, locks) if output is None else Path(output)
+        locks.enter_context(locked(folder, tell=console.print))
         if not overwrite:
             _refuse_existing(folder)
         _spare_inputs_of_fit(folder, prepared.config.train, config)
@@ -549,11 +551,46 @@ def _keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
 
 
-def _default_folder(data: str, overwrite: bool) -> Path:
-    """runs/<name>, or the first of runs/<name>-2, -3, … that is free."""
+def _default_folder(data: str, overwrite: bool, locks: ExitStack) -> Path:
+    """runs/<name>, or the first of runs/<name>-2, -3, … that is free; made, and locked, before another fit can take the same."""
+    from flashace.train.lock import locked
+
     first = Path("runs") / Path(data).stem
-    numbered = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
-    return first if overwrite or not first.exists() else next(folder for folder in numbered if not folder.exists())
+    if overwrite:
+        return first
+    for folder in itertools.chain([first], (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))):
+        try:
+            locks.enter_context(locked(folder, new=True, tell=console.print))
+        except FileExistsError:
+            continue
+        break
+    return folder
+
+
+def _config_of_run(run: str, config: str | None, flags: dict[str, Any]) -> str:
+    """The configuration file of a run that goes on. Raises FlashACEError where flags are given that do not make it longer."""
+    from flashace.train.config import load_config
+
+    given = [name for name, value in flags.items() if value not in (None, ()) and name not in LENGTHS]
+    if given or config:
+        raise FlashACEError(
+            f"--resume {run} takes its options from that folder; leave out {', '.join(given or ['config'])} (--epochs and --max-time alone "
+            "may be given, to make it longer)"
+        )
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise FlashACEError(f"--resume {run}: expected the folder of a run, found no {path}; name one, or start the fit anew")
+    before = load_config(path, {}).train
+    for name in LENGTHS:
+        old, new = getattr(before, name), flags[name]
+        if new is not None and (old is None or new <= old):
+            flag, has = name.replace("_", "-"), f"has {old:g}" if old else f"has none: its length is {_length_in_words(before)}"
+            raise FlashACEError(f"--{flag} {new:g}: expected more than {run} had, to make that fit longer, but it {has}")
+    return str(path)
+
+
+def _length_in_words(train: "TrainConfig") -> str:
+    return " or ".join(f"--{name.replace('_', '-')} {getattr(train, name):g}" for name in LENGTHS if getattr(train, name))
 
 
 def _refuse_existing(folder: Path) -> None:

@@ -60,16 +60,21 @@ class Provenance(BaseModel):
     versions: dict[str, str] = {}
 
 
-class Header(BaseModel):
-    """What every model file has in its header; what is in `config`, `ModelConfig` checks."""
+class Description(BaseModel):
+    """What `describe` gives; what is in `config`, `ModelConfig` checks."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
     config: dict[str, Any]
     atomic_energies: Annotated[dict[str, FiniteFloat], Field(min_length=1)]
     scale: FiniteFloat
     avg_num_neighbors: Positive
     shortest_distances: dict[str, Positive] | None = None
     energy_bound: Positive | None = None
+
+
+class Header(Description):
+    """What every model file has in its header."""
+
     provenance: Provenance
 
 
@@ -172,7 +177,7 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor],
         described = header.get("uncertainty")
         statistics = {name: tensors.pop(name) for name in list(tensors) if described is not None and name.startswith(UNCERTAINTY)}
         config = config_of(header)
-        _check_weights(tensors, config, header["atomic_energies"])
+        check_weights(tensors, config, header["atomic_energies"])
         with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced below
             e0, scale, shortest = header["atomic_energies"], header["scale"], header.get("shortest_distances")
             model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest, bound_of(header))
@@ -185,7 +190,7 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor],
     return model.requires_grad_(False).eval().to(device)
 
 
-def _check_weights(tensors: Mapping[str, torch.Tensor], config: ModelConfig, atomic_energies: Mapping[str, float]) -> None:
+def check_weights(tensors: Mapping[str, torch.Tensor], config: ModelConfig, atomic_energies: Mapping[str, float]) -> None:
     """Raises ValueError for weights that are not those of the configuration, before a model of its size takes memory and time."""
     if config.num_layers + config.correlation > len(tensors):
         raise ValueError(f"{config.num_layers} layers of correlation {config.correlation}, but {len(tensors)} tensors")

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.dataclasses import dataclass
 
 from flashace.errors import FlashACEError
+from flashace.files import whole_file
 from flashace.model import ModelConfig
 
 
@@ -136,9 +137,8 @@ def write_config(path: Path, config: FitConfig) -> None:
     options = asdict(config.train) | asdict(config.model)
     del options["output"]  # so that it runs as it stands, into a new folder
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(yaml.safe_dump({name: v for name, v in plain.items() if v is not None}, sort_keys=False))
-    partial.replace(path)
+    with whole_file(path) as aside:
+        aside.write_text(yaml.safe_dump({name: v for name, v in plain.items() if v is not None}, sort_keys=False), "utf-8")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise FlashACEError(f"--config {path}: no such file")
     try:
         options = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # dates and numbers that are none, text that is not UTF-8
         raise FlashACEError(f"{path}: expected YAML, got {error}") from error
     if not isinstance(options, dict | None):
         raise FlashACEError(f"{path}: expected `name: value` lines, got a {type(options).__name__}")

@@ -5,10 +5,11 @@ import importlib.metadata
 import math
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from torch.distributed import is_torchelastic_launched
 
 from flashace.derivatives import EdgeBudget
 from flashace.errors import FlashACEError
+from flashace.files import whole_file
 from flashace.graph import Graph
 from flashace.model import AttentionACE
 from flashace.model_file import describe, save_model
@@ -28,10 +30,11 @@ from flashace.train import report
 from flashace.train.augment import random_rotation, rotate
 from flashace.train.calibrate import estimate_uncertainty
 from flashace.train.checkpoint import BEST, Start, checkpoint_name, checkpoints_in, keep_newest, save_checkpoint
-from flashace.train.config import write_config
+from flashace.train.config import FitConfig, load_config, write_config
 from flashace.train.data import LABELS, Labelled, content_hash
 from flashace.train.evaluate import error_rows, predict_each, predict_graphs
-from flashace.train.lazy import MadeOnDemand, sample
+from flashace.train.lazy import MadeOnDemand, chained, sample
+from flashace.train.lock import locked
 from flashace.train.loss import Batch, make_item
 from flashace.train.metrics import UNITS
 from flashace.train.micro import MicroBatches
@@ -43,8 +46,17 @@ from flashace.train.step import TrainStep
 
 COMPILE_PAYS = 12 * 60  # s of plain training above which compiling is worth its one to three minutes
 LEFT_BY_A_FIT = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png")
-FOR_THE_END = 0.03  # part of `max_time` kept for the closing table and the pictures
 CLOSING_FRAMES = 10_000  # evenly drawn from each set, for the closing table, the pictures and the uncertainty
+# What comes after the last step has to fit into `max_time` too
+CLOSING_PASSES = 2.0  # times that a prediction of each of these frames takes: predictions, features, errors
+CLOSING_PART = 0.1  # of `max_time`: where all of them would take longer, fewer are drawn
+MOMENTS: dict[str, dict[str, torch.Size | None]] = {  # what an optimizer keeps of each weight; None: of the weight's own shape
+    "AdamW": {"step": torch.Size([]), "exp_avg": None, "exp_avg_sq": None},
+    "Muon": {"momentum_buffer": None},
+}
+FEWEST_FRAMES = 200  # but not fewer than these
+PICTURES = 8.0  # s, with what matplotlib takes to load
+PROBE = 1.0  # s of predictions, from which the rest is foreseen
 
 
 class Trainer:
@@ -79,6 +91,8 @@ class Trainer:
         self.sums = torch.zeros(7, dtype=torch.float64)  # of loss terms and squared errors since the last validation, and their number
         self.best_score, self.best = math.inf, self._averaged_weights()
         self.reached, self.stopped = 0.0, False  # on which all ranks agree
+        self.ended = False  # trained to the end, in this session or before
+        self.seconds_per_frame = 0.0  # of a prediction; known after the first step of a fit with `max_time`
         self.spent_before = 0.0  # s on training in earlier sessions of this run
         self.clock: float | None = None  # when the first step of this session was done
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
@@ -122,13 +136,22 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end; False where Ctrl-C or SIGTERM came first, with everything saved."""
-        with _stop_signals() as stop, progress_bar(self.console) as bar:
+        if self.ended:
+            return True
+        with _stop_signals(self._may_give_up) as stop, progress_bar(self.console) as bar:
             try:
                 self._run(stop, bar)
             except LostRank:
                 self.save()  # a step is taken by all ranks or by none, so this is the state after the last one
                 raise
+            except _GivenUp:
+                self.stopped = True
+                self.save()  # no optimizer has stepped since the last step was done
         return not self.stopped
+
+    def _may_give_up(self) -> bool:
+        """Whether a signal need not wait for the end of this step: compiling takes minutes, and other ranks would wait for its end."""
+        return self.step.compiling and self.ranks.size == 1
 
     def _run(self, stop: Sequence[int], bar: Progress) -> None:
         task = bar.add_task("fit", total=1000)
@@ -142,6 +165,7 @@ class Trainer:
             self._validate()
         if self.schedule.ends:
             self.console.print(f"no better score in {self.config.early_stopping} validations (early_stopping): the fit ends here")
+        self.ended = self.reached >= 1.0 or self.schedule.ends
         self.save()
         self._goes_on(stop)  # a signal may have come since
 
@@ -160,9 +184,40 @@ class Trainer:
         if self.config.max_time:
             now = time.monotonic()
             clock = now if self.clock is None else self.clock
-            whole = self.started + self.config.max_time * 60 * (1 - FOR_THE_END) - clock
+            whole = self.started + self.config.max_time * 60 - self._seconds_to_close() - clock
             done = max(done, (self.spent_before + now - clock) / max(whole, 1e-9))
         return min(done, 1.0)
+
+    def _seconds_to_close(self) -> float:
+        """Foreseen from the last step to the end: the last validation, the closing table, the uncertainty, the pictures."""
+        frames = sum(min(len(graphs), self.closing_frames) for graphs in (self.train_graphs, self.valid_graphs))
+        predictions = len(self.valid_graphs) / self.ranks.size + CLOSING_PASSES * frames
+        pictures = min(PICTURES, CLOSING_PART * (self.config.max_time or math.inf) * 60)
+        return self.seconds_per_frame * predictions + pictures
+
+    @property
+    def closing_frames(self) -> int:
+        """How many frames of each set the closing table looks at: CLOSING_FRAMES, or as many as `max_time` has time for."""
+        if not self.config.max_time or not self.seconds_per_frame:
+            return CLOSING_FRAMES
+        affordable = CLOSING_PART * self.config.max_time * 60 / (2 * CLOSING_PASSES * self.seconds_per_frame)
+        return min(CLOSING_FRAMES, max(FEWEST_FRAMES, int(affordable)))
+
+    def _time_predictions(self, budget: float) -> None:
+        """Look how long a prediction takes, on frames of both sets; say so where the fit cannot end within `budget` seconds."""
+        graphs = sample(chained(self.train_graphs, self.valid_graphs), FEWEST_FRAMES)
+        begin = now = time.monotonic()
+        done = 0
+        while done < len(graphs) and now - begin < PROBE:
+            list(predict_each(self.averaged, [graphs[done * 7919 % len(graphs)]]))  # a prime: spread over both sets from the first on
+            now, done = time.monotonic(), done + 1
+        self.seconds_per_frame = self.ranks.from_first((now - begin) / done)
+        before, after = (now - self.started) / 60, self._seconds_to_close() / 60
+        if before + after > budget / 60:
+            self._say(
+                f"max_time: this fit will take {before + after:.1f} instead of {budget / 60:g} minutes: {before:.1f} until its first step "
+                f"was done, {after:.1f} for validation and closing table, nothing for further steps"
+            )
 
     def _run_epoch(self, stop: Sequence[int], tick: Callable[[], None]) -> None:
         for indices in self._batches()[self.position :]:
@@ -199,6 +254,8 @@ class Trainer:
         seconds = time.monotonic() - begin
         if self.clock is None:
             self._decide_on_compiling(seconds)
+            if self.config.max_time:
+                self._time_predictions(self.config.max_time * 60)
             self.clock = time.monotonic()
         self.elapsed = time.monotonic() - self.clock + self.spent_before
 
@@ -221,7 +278,8 @@ class Trainer:
     def _decide_on_compiling(self, seconds: float) -> None:
         """After the first step: compile where the fit is long enough to earn it back."""
         steps = self.batches_per_epoch * self.config.epochs if self.config.epochs else math.inf
-        ahead = min(steps * seconds, (self.config.max_time or math.inf) * 60)
+        left = self.started + (self.config.max_time or math.inf) * 60 - time.monotonic()
+        ahead = min(steps * seconds, left)
         compiler = self.prepared.device.type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
         if self.ranks.from_first(self.may_compile and ahead > COMPILE_PAYS and bool(compiler)):
             self.console.print("compiling the training step: one to three minutes, once")
@@ -240,7 +298,15 @@ class Trainer:
 
     def _valid_is_due(self) -> bool:
         """Every epoch, but at least a hundred steps apart, and never twice after the same step; `run` adds the end."""
-        return bool(self.sums[-1] > 0) and self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0
+        due = bool(self.sums[-1] > 0) and self.position == 0 and self.epoch % math.ceil(100 / self.batches_per_epoch) == 0
+        return due and self.ranks.from_first(self._has_time_to_validate())
+
+    def _has_time_to_validate(self) -> bool:
+        """Whether there is time for a validation now besides the one at the end."""
+        if not self.config.max_time or self.reached >= 1.0:
+            return True
+        seconds = self.seconds_per_frame * len(self.valid_graphs) / self.ranks.size
+        return time.monotonic() + seconds + self._seconds_to_close() < self.started + self.config.max_time * 60
 
     def _validate(self) -> str:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
@@ -309,12 +375,11 @@ class Trainer:
         if not self.rows:
             path.unlink(missing_ok=True)
             return
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.rows[0])
+        columns = dict.fromkeys(name for row in self.rows for name in row)  # another version may have had others
+        with whole_file(path) as aside, aside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        partial.replace(path)
 
     # Saving
 
@@ -353,6 +418,8 @@ class Trainer:
                 "max_edges": self.budget.max_edges,
                 "random": torch.get_rng_state(),
                 "random_cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
+                "ended": self.ended,
+                "length": {"epochs": self.config.epochs, "max_time": self.config.max_time},
             },
         }
 
@@ -382,6 +449,8 @@ class Trainer:
         if t.resume_load_scheduler:
             self._resume_schedule(start.path, state["schedule"])
         if t.resume_load_scaler and state["scaler"]:
+            if self.scaler.is_enabled() and state["scaler"].keys() != self.scaler.state_dict().keys():
+                raise FlashACEError(f"{start.path}: expected the state of a gradient scaler, got {', '.join(state['scaler'])}")
             self.scaler.load_state_dict(state["scaler"])
 
     def _resume_optimizers(self, path: Path, saved: dict[str, Any]) -> None:
@@ -393,6 +462,16 @@ class Trainer:
                 "choose the same `optimizer`, or leave out resume_load_optimizer"
             )
         for name, optimizer in mine.items():
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for i, moments in saved[name].items():
+                own = parameters[i].shape if i < len(parameters) else None
+                expected = {key: list(own if shape is None else shape) for key, shape in MOMENTS[name].items()} if own is not None else {}
+                got = {key: list(moment.shape) for key, moment in moments.items()}
+                if got != expected or not all(moment.dtype.is_floating_point and moment.isfinite().all() for moment in moments.values()):
+                    raise FlashACEError(
+                        f"{path}: {name}: expected finite numbers {expected} for weights {i}, got {got}: this checkpoint is damaged; "
+                        "name another, or leave out resume_load_optimizer"
+                    )
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved[name]})
 
     def _resume_schedule(self, path: Path, saved: dict[str, Any]) -> None:
@@ -402,6 +481,11 @@ class Trainer:
                     f"{path}: {name}: {saved['order'][name]} there and {value} here, so this is not the interrupted fit; "
                     "use the same, or leave out resume_load_scheduler"
                 )
+        if saved["position"] > self.batches_per_epoch:
+            raise FlashACEError(
+                f"{path}: expected at most {self.batches_per_epoch} steps of an epoch, got {saved['position']}: this checkpoint is damaged"
+                "; name another, or leave out resume_load_scheduler"
+            )
         self.epoch, self.position = saved["epoch"], saved["position"]
         self.elapsed = self.spent_before = saved["elapsed"]
         self.sums, self.best_score, self.rows = saved["sums"], saved["best_score"], saved["rows"]
@@ -409,10 +493,23 @@ class Trainer:
         if self.may_compile:
             self.step.compiled, self.may_compile = saved["compiled"], False
         self.schedule.load_state_dict(saved["learning_rate"])
+        self.ended = self._had_ended(saved)
+        if saved.get("ended") and not self.ended:
+            self.schedule.not_better = 0  # early stopping may have ended the shorter fit
         self.budget.max_edges = min(self.budget.max_edges, saved["max_edges"])
         torch.set_rng_state(saved["random"])
         if saved["random_cuda"] and self.prepared.device.type == "cuda":
             torch.cuda.set_rng_state(saved["random_cuda"][0], self.prepared.device)
+
+    def _had_ended(self, saved: dict[str, Any]) -> bool:
+        """Whether the fit was trained to its end, and is not to be any longer now."""
+        t = self.config
+        if "ended" not in saved:  # format 1
+            by_time = bool(t.max_time) and saved["elapsed"] >= 0.9 * (t.max_time or 0) * 60
+            return by_time or saved["epoch"] >= (t.epochs or math.inf)
+        before = saved["length"]
+        longer = any((now or math.inf) > (before[name] or math.inf) for name, now in (("epochs", t.epochs), ("max_time", t.max_time)))
+        return bool(saved["ended"]) and not longer
 
     def finish(self) -> None:
         """The best averaged weights as model.pt, the closing table, the pictures. Ranks part here: the first does what is left to do."""
@@ -420,8 +517,8 @@ class Trainer:
         model.load_state_dict(self.best, strict=True)
         predictions = {}
         sets = {
-            "train": (sample(self.prepared.train, CLOSING_FRAMES), sample(self.train_graphs, CLOSING_FRAMES)),
-            "validation": (sample(self.prepared.valid, CLOSING_FRAMES), sample(self.valid_graphs, CLOSING_FRAMES)),
+            "train": (sample(self.prepared.train, self.closing_frames), sample(self.train_graphs, self.closing_frames)),
+            "validation": (sample(self.prepared.valid, self.closing_frames), sample(self.valid_graphs, self.closing_frames)),
         }
         for name, (frames, graphs) in sets.items():
             predictions[name] = frames, list(self._predict(graphs))
@@ -473,53 +570,97 @@ def fit(
     All `ranks` call this with the same arguments, but for the device; the first one writes, and none of them talks to another any more
     afterwards. Raises FlashACEError where the folder for checkpoints holds those of another fit, and LostRank where a rank ends before.
     """
-    trainer = Trainer(prepared, folder, console, time.monotonic() if started is None else started, ranks)
-    ready = False
+    with ExitStack() as locks:
+        if not _first_does(ranks, lambda: locks.enter_context(locked(folder, tell=console.print))):
+            return False
+        trainer = Trainer(prepared, folder, console, time.monotonic() if started is None else started, ranks)
+        if not _first_does(ranks, lambda: _prepare_folder(trainer, resume, overwrite, locks)):
+            return False
+        if trainer.ended and all((folder / name).is_file() for name in LEFT_BY_A_FIT):
+            ranks.leave()
+            console.print(_how_to_extend(trainer), soft_wrap=True)
+            return True
+        shared = f"; {ranks.size} ranks share each batch" if ranks.size > 1 else ""
+        console.print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; run folder {folder}{shared}")
+        ended = trainer.run()
+        if ended:
+            trainer.finish()
+        else:
+            ranks.leave()
+        return ended
+
+
+def _first_does(ranks: Ranks, work: Callable[[], object]) -> bool:
+    """The first rank works, the others wait; False where it failed, but there: it raises what went wrong."""
+    done = False
     try:
         if ranks.first:
-            _prepare_folder(trainer, resume, overwrite)
-            ready = True
+            work()
+            done = True
     finally:
-        ready = ranks.from_first(ready)
-        if not ready:
+        done = ranks.from_first(done)
+        if not done:
             ranks.leave()
-    if not ready:  # the first has said why
-        return False
-    shared = f"; {ranks.size} ranks share each batch" if ranks.size > 1 else ""
-    console.print(f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; run folder {folder}{shared}")
-    ended = trainer.run()
-    if ended:
-        trainer.finish()
-    else:
-        ranks.leave()
-    return ended
+    return done
 
 
-def _prepare_folder(trainer: Trainer, resume: bool, overwrite: bool) -> None:
+def _prepare_folder(trainer: Trainer, resume: bool, overwrite: bool, locks: ExitStack) -> None:
     folder = trainer.folder
+    own = trainer.checkpoints.resolve().is_relative_to(folder.resolve())
+    if not own:
+        locks.enter_context(locked(trainer.checkpoints, tell=trainer.console.print))
     if not resume:
-        own = trainer.checkpoints.resolve().is_relative_to(folder.resolve())
         if checkpoints_in(trainer.checkpoints) and not (overwrite and own):
             raise FlashACEError(f"checkpoint_dir: {trainer.checkpoints} holds checkpoints of another fit; name another folder or empty it")
         for path in [*(folder / name for name in LEFT_BY_A_FIT), *checkpoints_in(trainer.checkpoints), trainer.checkpoints / BEST]:
             path.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder / "config.yaml", trainer.prepared.config)
+    for path in folder.glob("*.partial"):  # of a writer that was killed: nobody else writes here now
+        path.unlink(missing_ok=True)
+    _write_config(folder / "config.yaml", trainer.prepared.config, resume)
     trainer.write_metrics()
 
 
+def _write_config(path: Path, config: FitConfig, resume: bool) -> None:
+    """The options of this fit; of one that goes on those that it had, but for its length, which may be another now."""
+    if resume:
+        before = load_config(path, {})
+        config = replace(before, train=replace(before.train, epochs=config.train.epochs, max_time=config.train.max_time))
+        if config == before:
+            return
+    write_config(path, config)
+
+
+def _how_to_extend(trainer: Trainer) -> str:
+    t = trainer.config
+    longer = f"--epochs {2 * t.epochs}" if t.epochs else f"--max-time {2 * (t.max_time or 0):g}"
+    return (
+        f"this fit has ended, after {trainer.epoch} epochs and {trainer.elapsed / 60:.1f} minutes of training; nothing was changed. "
+        f"To make it longer:\n    flashace fit --resume {trainer.folder} {longer}"
+    )
+
+
+class _GivenUp(BaseException):
+    """A signal came while a step could be given up; no error, so that nothing on the way takes it for one."""
+
+
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def _stop_signals(may_give_up: Callable[[], bool]) -> Iterator[list[int]]:
     """The signals that asked for an end: Ctrl-C and SIGTERM are heard between two steps; a second one ends everything at once.
 
     Not under torchrun: it passes on what it hears, so a signal of the queue to all processes arrives twice.
+    Where `may_give_up` says so, the first one raises _GivenUp at once. In a thread none is heard: Python gives them to the main thread.
     """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def hear(signum: int, frame: Any) -> None:
         if received and not is_torchelastic_launched():
             raise KeyboardInterrupt
         received.append(signum)
+        if may_give_up():
+            raise _GivenUp
 
     before = {signum: signal.signal(signum, hear) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -201,12 +201,15 @@ def _digits(value: float) -> str:
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
     """The columns of a CSV file that hold any number; NaN where a cell is empty."""
-    with path.open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    if not rows or "epoch" not in rows[0]:
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in (rows[0] if rows else ())}
+    except (csv.Error, KeyError, TypeError, ValueError) as error:  # cells without a column come as a list
+        raise FlashACEError(f"{path}: expected a table of numbers, got {error!r}; `flashace fit --resume` writes it anew") from error
+    if not np.isfinite(columns.get("epoch", [np.nan])).all():
         raise FlashACEError(f"{path}: expected a column `epoch` and one row or more, got {len(rows)} rows; train first")
-    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-    return {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    return {name: np.where(np.isfinite(values), values, np.nan) for name, values in columns.items() if np.isfinite(values).any()}
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -1,19 +1,24 @@
-"""Labelled files of any size in; a folder of memory-mapped arrays out, and out of that the same frames, read one by one.
+"""Labelled files of any size in; a folder of arrays out, and out of that the same frames, read one by one.
 
 docs/data.md describes the folder. Positions, cells and labels keep all their digits, so that a fit is the same as on the files.
 """
 
 import json
+import os
 import shutil
+import weakref
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, overload
+from tokenize import TokenError
+from typing import Annotated, Any, overload
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flashace.errors import FlashACEError
 from flashace.files import to_disk, undone_by_signals
@@ -24,6 +29,7 @@ from flashace.train.lazy import take
 FORMAT = 1
 NO_KEYS = LabelKeys()
 MANIFEST = "manifest.json"
+BLOCK = 2**22  # bytes read at once for a checksum
 TOLD = 1000  # frames between two reports of progress
 # type and shape of one row. NaN is a label that a frame does not have
 PER_ATOM: dict[str, tuple[str, tuple[int, ...]]] = {"numbers": ("|u1", ()), "positions": ("<f8", (3,)), "forces": ("<f8", (3,))}
@@ -42,18 +48,23 @@ class Shards(Sequence[Labelled]):
     """The frames of a folder that `convert` made, read from its arrays when asked for; nothing is kept.
 
     Their `atoms` have no calculator: the labels stand in `REF_energy`, `REF_forces` and `REF_stress`, besides `config_type`.
-    Raises FlashACEError for a folder that is not whole, or of another version.
+    Raises FlashACEError for a folder that is not whole or of another version, when it is opened; and from then on for what is no frame,
+    so also where another program cuts off a file that is open (what is mapped into memory would end the process with SIGBUS).
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, checked: bool = False) -> None:
+        """`checked`: another process has compared the checksums a moment ago."""
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
         sizes = _shapes(self.manifest["frames"], self.manifest["atoms"])
-        self._arrays = {name: _load(self.folder / f"{name}.npy", *expected) for name, expected in sizes.items()}
+        self._arrays = {name: _Rows(self.folder / f"{name}.npy", *expected) for name, expected in sizes.items()}
+        if not checked:
+            for name, checksum in self.manifest.get("crc32", {}).items():
+                self._arrays[name].compare(checksum)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process goes the name of the folder, not what is in it."""
-        return Shards, (self.folder.resolve(),)
+        return Shards, (self.folder.resolve(), True)
 
     def __len__(self) -> int:
         return int(self.manifest["frames"])
@@ -66,12 +77,22 @@ class Shards(Sequence[Labelled]):
         indices = range(len(self))[index]
         if not isinstance(indices, int):
             return take(self, np.array(indices))
-        a, i = self._arrays, indices
-        atoms_of_frame = slice(*a["offsets"][i : i + 2].tolist())
-        config_type = self.manifest["config_types"][a["config_type"][i]]
-        file, place = a["origin"][i].tolist()
-        atoms = Atoms(a["numbers"][atoms_of_frame], a["positions"][atoms_of_frame], cell=a["cell"][i], pbc=a["pbc"][i])
-        energy, forces, stress = (_known(values) for values in (a["energy"][i], a["forces"][atoms_of_frame], a["stress"][i]))
+        i = indices
+        first, end = self._arrays["offsets"].read(i, 2).tolist()
+        if not 0 <= first < end <= self.manifest["atoms"]:
+            raise self._broken(i, f"atoms {first} to {end} of {self.manifest['atoms']}")
+        row = {name: self._arrays[name].read(first, end - first) for name in PER_ATOM}
+        row |= {name: self._arrays[name].read(i, 1)[0] for name in PER_FRAME}
+        (file, place), kind = row["origin"].tolist(), int(row["config_type"])
+        if not (0 <= kind < len(self.manifest["config_types"]) and 0 <= file < len(self.manifest["files"])):
+            raise self._broken(i, f"config_type {kind} and file {file} of the manifest")
+        if not (row["numbers"].min() > 0 and row["numbers"].max() < len(chemical_symbols) and np.isfinite(row["positions"]).all()):
+            raise self._broken(i, f"atomic numbers {sorted(set(row['numbers'].tolist()))}, or positions that are not finite")
+        if not np.isfinite(row["cell"]).all():
+            raise self._broken(i, "a cell that is not finite")
+        config_type = self.manifest["config_types"][kind]
+        atoms = Atoms(row["numbers"], row["positions"], cell=row["cell"], pbc=row["pbc"])
+        energy, forces, stress = (_known(row[label]) for label in LABELS)
         if config_type:
             atoms.info["config_type"] = config_type
         for name, value, holder in (("energy", energy, atoms.info), ("forces", forces, atoms.arrays), ("stress", stress, atoms.info)):
@@ -79,6 +100,9 @@ class Shards(Sequence[Labelled]):
                 holder[f"REF_{name}"] = value
         origin = f"{self.manifest['files'][file]}#{place}"
         return Labelled(atoms, None if energy is None else float(energy), forces, stress, config_type, origin)
+
+    def _broken(self, i: int, got: str) -> FlashACEError:
+        return FlashACEError(f"{self.folder}: frame {i}: expected atoms, got {got}: these shards are damaged; convert the files again")
 
     def summary(self) -> LabelSummary:
         """Where `convert` found the labels."""
@@ -250,6 +274,7 @@ def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: 
         "config_types": list(config_types),
         "files": list(files),
     }
+    manifest["crc32"] = {name: _Rows(folder / f"{name}.npy", *expected).crc32() for name, expected in shapes.items()}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
@@ -262,19 +287,65 @@ def _shapes(frames: int, atoms: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
+Number = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Count(_Strict):
+    used: dict[str, Number]
+    ignored: dict[str, Number]
+
+
+class _Keys(_Strict):
+    energy: str | None
+    forces: str | None
+    stress: str | None
+
+
+class _Labels(_Strict):
+    energy: _Count
+    forces: _Count
+    stress: _Count
+
+
+class _Manifest(_Strict):
+    """What is read of a manifest."""
+
+    frames: Annotated[int, Field(ge=1, lt=2**48)]
+    atoms: Annotated[int, Field(ge=1, lt=2**48)]
+    keys: _Keys
+    labels: _Labels
+    config_types: list[str]
+    files: list[str]
+    crc32: dict[str, Number] = {}  # none in shards of earlier versions
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    needed = {"format", "frames", "atoms", "keys", "labels", "config_types", "files"}
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        lacking = sorted(needed - manifest.keys())
-    except (ValueError, AttributeError) as error:
-        raise FlashACEError(f"{folder / MANIFEST}: expected the manifest of shards, got {error}; convert the files again") from error
-    if lacking or manifest["format"] != FORMAT:
-        came = f"no {', '.join(lacking)}" if lacking else f"format {manifest['format']}"
+        manifest = json.loads(path.read_text("utf-8"))
+        json.dumps(manifest, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
+        number = manifest["format"] if isinstance(manifest, dict) and "format" in manifest else "none"
+    except (ValueError, RecursionError) as error:
+        raise FlashACEError(f"{path}: expected the manifest of shards, got {error}; convert the files again") from error
+    if type(number) is not int or number != FORMAT:
         raise FlashACEError(
-            f"{folder / MANIFEST}: expected the manifest of shards of format {FORMAT}, got {came}; "
+            f"{path}: expected the manifest of shards of format {FORMAT}, got format {str(number)[:50]}; "
             "convert the files again with `flashace convert`"
         )
+    try:
+        _Manifest.model_validate(manifest)
+        unknown = manifest.get("crc32", {}).keys() - _shapes(0, 0).keys()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise FlashACEError(
+            f"{path}: expected the manifest of shards, got {'.'.join(map(str, first['loc']))}: {first['msg']}; convert the files again"
+        ) from error
+    if unknown:
+        raise FlashACEError(f"{path}: expected checksums of arrays, got one of {', '.join(sorted(unknown))}; convert the files again")
     return dict(manifest)
 
 
@@ -283,11 +354,49 @@ def _known(values: np.ndarray) -> np.ndarray | None:
     return None if np.isnan(values).any() else values.copy()
 
 
-def _load(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except (OSError, ValueError) as error:
-        raise FlashACEError(f"{path}: expected an array of {dtype}, {shape}, got {error}; convert the files again") from error
-    if array.dtype.str != dtype or array.shape != shape:
-        raise FlashACEError(f"{path}: expected an array of {dtype}, {shape}, got {array.dtype.str}, {array.shape}; convert the files again")
-    return array
+class _Rows:
+    """An array in a file, of which rows are read: never mapped, because what is cut off under a map ends the process."""
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+        self.path, self.dtype, self.row = path, np.dtype(dtype), shape[1:]
+        self.bytes_per_row = self.dtype.itemsize * int(np.prod(self.row))
+        try:
+            with path.open("rb") as file:
+                version = np.lib.format.read_magic(file)
+                if version != (1, 0):
+                    raise ValueError(f"version {version} of numpy's format")
+                found, fortran_order, kind = np.lib.format.read_array_header_1_0(file)
+                self._start = file.tell()
+                self._file = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._file)
+            size = os.fstat(self._file).st_size
+        except (OSError, ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:  # the header is Python
+            raise FlashACEError(f"{path}: expected an array of {dtype}, {shape}, got {error}; convert the files again") from error
+        expected = self._start + self.bytes_per_row * shape[0]
+        if (kind.str, found, fortran_order) != (dtype, shape, False):
+            raise FlashACEError(f"{path}: expected an array of {dtype}, {shape}, got {kind.str}, {found}; convert the files again")
+        if size != expected:
+            raise FlashACEError(f"{path}: expected a file of {expected} bytes, got {size}; convert the files again")
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """[count, …]: rows of the array, in memory of their own."""
+        size = count * self.bytes_per_row
+        content = os.pread(self._file, size, self._start + first * self.bytes_per_row)
+        if len(content) != size:
+            raise FlashACEError(
+                f"{self.path}: expected rows {first} to {first + count}, got {len(content)} of {size} bytes: the file was cut off while it "
+                "was read; convert the files again"
+            )
+        return np.frombuffer(bytearray(content), self.dtype).reshape(count, *self.row)
+
+    def crc32(self) -> int:
+        """Of all that the file has after its header."""
+        checksum, place = 0, self._start
+        while block := os.pread(self._file, BLOCK, place):
+            checksum, place = zlib.crc32(block, checksum), place + len(block)
+        return checksum
+
+    def compare(self, checksum: int) -> None:
+        """Raises FlashACEError where the content has another checksum."""
+        if self.crc32() != checksum:
+            raise FlashACEError(f"{self.path}: these shards are damaged: the content is not what was written; convert the files again")

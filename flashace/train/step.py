@@ -40,14 +40,13 @@ class TrainStep:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._fast: Any = None
         self.compiled = compiled
+        self.compiling = False  # at this moment
 
     def __call__(self, batch: Batch, weights: Tensor) -> Tensor:
         """weights [3] of energy, forces and stress."""
         tensors = _flatten(batch)
         if self.compiled and self._fast is None:
-            self._fast = torch.compile(self._trace(), dynamic=True)
-            with torch.no_grad():  # first on sizes that all differ: sizes equal by chance would be tied, and the next batch compiled again
-                self._fast(torch.ones_like(weights), *_flatten(_example(self.model)))
+            self._compile(weights)
         usual = min(batch.num_atoms.shape[0], *batch.graph.slots.shape, batch.graph.edge_vec.shape[0]) > 1
         if self.compiled and usual:
             with torch.no_grad():
@@ -112,6 +111,16 @@ class TrainStep:
         """The model; autocast holds for the way forward alone, backward passes keep the precision that each operation had there."""
         with torch.autocast(graph.edge_vec.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             return self.model(graph)
+
+    def _compile(self, weights: Tensor) -> None:
+        self.compiling = True
+        try:
+            fast = torch.compile(self._trace(), dynamic=True)
+            with torch.no_grad():  # first on sizes that all differ: sizes equal by chance would be tied, and the next batch compiled again
+                fast(torch.ones_like(weights), *_flatten(_example(self.model)))
+            self._fast = fast
+        finally:
+            self.compiling = False
 
     def _trace(self) -> Any:
         """The step as one graph of tensor operations, with symbolic sizes for B, N, E and M."""

@@ -233,7 +233,7 @@ def test_damaged_shards_are_named(tmp_path, data_file, damage):
         forces.unlink()
     else:
         np.save(forces, np.load(forces).astype(np.float32))
-    what = {"version": "format 7", "keys": "got no files", "type": "got <f4"}.get(damage, "expected")
+    what = {"version": "format 7", "keys": "got files: Field required", "type": "got <f4"}.get(damage, "expected")
     with pytest.raises(FlashACEError, match=f"{what}.*; convert the files again"):
         Shards(made.folder)
 
