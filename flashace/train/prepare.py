@@ -16,6 +16,7 @@ from flashace.graph import Graph, Part
 from flashace.model import AttentionACE
 from flashace.nn.readout import Readout
 from flashace.train import statistics
+from flashace.train.check.before_fit import Looked, look
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, load_config
 from flashace.train.data import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, split
@@ -42,6 +43,7 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     start: Start | None = None
+    looked: Looked | None = None  # at the labels
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -64,6 +66,7 @@ class Prepared:
             amp += f": use_amp has no effect on {self.device} in {t.dtype}"
         return [
             *start,
+            *([] if self.looked is None else [("check", self.looked.words())]),
             ("elements", ", ".join(self.references.values)),
             ("split", f"{len(self.train)} training and {len(self.valid)} validation frames ({share})"),
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
@@ -104,6 +107,10 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         train, valid = split(frames, t.valid_fraction, t.seed)
     if not train or not valid:
         raise FlashACEError(f"expected training and validation frames, got {len(train)} and {len(valid)} (isolated atoms aside)")
+    looked = None
+    if t.check == "leave_out" or (t.check != "off" and restart is None):
+        looked = look(chained(train, valid), labels, t.check == "leave_out")
+        train, valid = looked.without(train), looked.without(valid)
     _same_elements(train, valid)
     if start is not None:
         _check_start(start, config, statistics.elements_of(train))
@@ -123,7 +130,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         precompute_neighbors=t.precompute_neighbors and isinstance(train, list) and isinstance(valid, list),
     )
     units = statistics.loss_units(train)
-    return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype, start)
+    return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype, start, looked)
 
 
 def _start(config: FitConfig, restart: Path | None, tell: Callable[[str], Any]) -> tuple[FitConfig, Start | None]:

@@ -349,16 +349,22 @@ def _free_energy(fitted: Fitted, predicted: Predicted) -> list[Finding]:
 # --- single frames ---
 
 
-def e_bh(odds_of: np.ndarray) -> np.ndarray:
-    """Which of the log odds [R, B] of R readings of B frames are beyond doubt; at most one reading for each frame. [R, B].
+def e_bh(odds_of: np.ndarray) -> dict[int, int]:
+    """Frame -> reading, for those of the log odds [R, B] of R readings of B frames that are beyond doubt.
 
     The k largest are, where each exceeds SURE_OF_FRAME by the logarithm of how many were tried for each that is believed: the e-BH
-    procedure, which holds whatever depends on what (Wang and Ramdas, J. R. Stat. Soc. B 84, 822, 2022).
+    procedure, which holds whatever depends on what (Wang and Ramdas, J. R. Stat. Soc. B 84, 822, 2022). Of readings of one frame that
+    differ by less than a nat (components that are zero may stand anywhere), the one that suits most of the others is taken.
     """
-    best = np.where(odds_of == odds_of.max(0), odds_of, -np.inf)
+    best = odds_of.max(0)
     ordered = np.sort(best[np.isfinite(best)])[::-1]
     enough = np.flatnonzero(ordered > SURE_OF_FRAME + np.log(odds_of.size / np.arange(1, len(ordered) + 1)))
-    return best >= ordered[enough[-1]] if len(enough) else np.zeros(best.shape, bool)
+    if not len(enough):
+        return {}
+    sure = best >= ordered[enough[-1]]
+    alike = sure & (odds_of > np.where(np.isfinite(best), best, np.inf) - 1)
+    reading = np.where(alike, alike.sum(1, keepdims=True), 0).argmax(0)
+    return {int(i): int(reading[i]) for i in np.flatnonzero(sure)}
 
 
 def student(q: np.ndarray, k: np.ndarray | int) -> np.ndarray:
@@ -418,7 +424,7 @@ def _forces_of_frames(fitted: Fitted, test: ForceTest) -> list[Finding]:
     sure = e_bh(gain)
     groups: dict[tuple[str, int] | None, list[int]] = {}
     for i in np.flatnonzero(doubtful):
-        groups.setdefault(readings[int(sure[:, i].argmax())] if sure[:, i].any() else None, []).append(i)
+        groups.setdefault(readings[sure[i]] if i in sure else None, []).append(i)
     found = []
     for name, members in groups.items():
         if name is None:
@@ -575,8 +581,8 @@ def _other_conventions(test: StressTest, usual: StressConvention) -> dict[Stress
     gain[:, np.abs(z).max(1) < 4] = -np.inf
     gain[(fits > 0.3) | (missed < 3 * fits)] = -np.inf
     groups: dict[StressConvention, list[int]] = {}
-    for b, i in np.argwhere(e_bh(gain)):
-        groups.setdefault(others[b], []).append(int(i))
+    for i, reading in e_bh(gain).items():
+        groups.setdefault(others[reading], []).append(i)
     return groups
 
 
