@@ -110,7 +110,7 @@ def main() -> None:
 @click.option("--energy-key", help="Name of the energy in DATA.")
 @click.option("--forces-key", help="Name of the forces in DATA.")
 @click.option("--stress-key", help="Name of the stress or virial in DATA; none leaves it out.")
-@click.option("--force", is_flag=True, default=None, help="Fit even to labels that are surely wrong.")
+@click.option("--check", help="Labels that are surely wrong: stop, leave_out, warn or off.")
 @click.option("--dry-run", is_flag=True, help="Show the decisions and stop.")
 @click.option("--resume", type=click.Path(), help="Run folder of an interrupted fit: go on where it stopped.")
 @click.option("--resume-from", help="Checkpoint, run folder or model file: start from its weights and reference energies.")
@@ -344,6 +344,8 @@ def info(model: str) -> None:
     table.add_row("uncertainty", report.uncertainty_in_words(header.get("uncertainty")))
     table.add_row("splines of kernels", _splines_in_words(model))
     table.add_row("format", str(header["format"]))
+    if "check" in provenance:
+        table.add_row("check of the labels", provenance["check"])
     for name in ("training_data", "versions"):
         for key, value in provenance.get(name, {}).items():
             table.add_row(f"{name.replace('_', ' ')}: {key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
@@ -526,20 +528,19 @@ def _label_keys(keys: dict[str, Any]) -> "LabelKeys":
 
 
 def _stop_on_wrong_labels(prepared: "Prepared") -> None:
-    """Prints what is surely wrong with the frames of a fit, and raises FlashACEError unless `force` is set."""
-    from flashace.train.check import quick_check
+    """Prints what is surely wrong with the frames of a fit, and raises FlashACEError where `check` says stop."""
     from flashace.train.check.finding import finding_table, mends
-    from flashace.train.lazy import chained
 
-    wrong = [finding for finding in quick_check(chained(prepared.train, prepared.valid)) if finding.severity == "surely wrong"]
+    wrong = [] if prepared.looked is None else list(prepared.looked.wrong)
     if not wrong:
         return
     console.print(finding_table(wrong))
     console.print(mends(wrong), soft_wrap=True)
-    if not prepared.config.train.force:
+    if prepared.config.train.check == "stop":
         names = ", ".join(finding.what for finding in wrong)
         raise FlashACEError(
-            f"labels: surely wrong are {names}; mend them (`flashace check` looks deeper), or fit all the same with --force"
+            f"labels: surely wrong are {names}; mend them as printed above, or say --check leave_out to fit without these labels, "
+            "or --check warn to fit all the same"
         )
 
 

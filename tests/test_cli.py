@@ -270,7 +270,7 @@ def test_validation_with_the_training_frames_is_refused(flashace, write_yaml, da
     result = flashace("fit", data_file, "--valid", "some.extxyz", "-c", "c.yaml", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "2 of 5 validation frames are fitted too" in result.output
-    assert flashace("fit", data_file, "--valid", data_file, "-c", "c.yaml", "--force", "--dry-run").exit_code == 0
+    assert flashace("fit", data_file, "--valid", data_file, "-c", "c.yaml", "--check", "warn", "--dry-run").exit_code == 0
 
 
 # Files, terminals and what stands in a configuration

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.model import ModelConfig
+from flashace.train.check.before_fit import Check
 
 
 def _weight(value: Any) -> float | dict[float, float]:
@@ -51,7 +52,7 @@ class TrainConfig:
     energy_key: str | None = Field(None, description="name of the energy; found by itself where not given")
     forces_key: str | None = Field(None, description="name of the forces; found by itself where not given")
     stress_key: str | None = Field(None, description="name of the stress or virial; found by itself where not given; none leaves it out")
-    force: bool = Field(False, description="fit even to labels that are surely wrong")
+    check: Check = Field("stop", description="labels that are surely wrong: stop, leave them out, warn, or do not look (off)")
     output: str | None = Field(None, description="run folder; runs/<name of the data>, numbered from the second on, where not given")
     seed: int = Field(0, ge=0, description="seed of split, weights and order of the frames")
     device: str = Field("auto", description="auto, cpu or cuda")
@@ -117,6 +118,10 @@ def load_config(path: str | Path | None, flags: Mapping[str, Any]) -> FitConfig:
 def make_config(options: Mapping[str, Any]) -> FitConfig:
     """A checked configuration from a flat mapping. Raises as `load_config` does."""
     model_names = {f.name for f in fields(ModelConfig)}
+    if "force" in options and "check" not in options:  # its name in configurations of older fits
+        options = {name: value for name, value in options.items() if name != "force"} | ({"check": "warn"} if options["force"] else {})
+    if options.get("check") is False:  # YAML's word for `off` without quotes
+        options = {**options, "check": "off"}
     known = sorted(model_names | {f.name for f in fields(TrainConfig)})
     for name in options:
         if name not in known:

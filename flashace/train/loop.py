@@ -534,6 +534,8 @@ class Trainer:
         report.learning_curve(self.folder / "metrics.csv", self.folder / "learning_curve.png")
         report.parity(predictions, self.folder / "parity.png")
         self.console.print(report.error_table(rows))
+        if self.prepared.looked is not None:
+            self.console.print(f"check: {self.prepared.looked.words()}", soft_wrap=True)
         self.console.print(
             f"{self._steps()} steps, {self._steps() / self.batches_per_epoch:.1f} epochs, {self.elapsed / 60:.1f} minutes of training"
         )
@@ -547,6 +549,7 @@ class Trainer:
                 "sha256": self.train_hash,
             },
             "reference_energies": self.prepared.references.origin,
+            "check": "off" if self.prepared.looked is None else self.prepared.looked.words(),
             "errors": rows,
             "epochs": self._steps() / self.batches_per_epoch,
             "minutes": self.elapsed / 60,

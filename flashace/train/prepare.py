@@ -17,6 +17,7 @@ from flashace.model import AttentionACE
 from flashace.model_file import bound_of, config_of
 from flashace.nn.readout import Readout
 from flashace.train import statistics
+from flashace.train.check.before_fit import Looked, look
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, TrainConfig, load_config
 from flashace.train.data import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split
@@ -43,6 +44,7 @@ class Prepared:
     device: torch.device
     dtype: torch.dtype
     start: Start | None = None
+    looked: Looked | None = None  # at the labels
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -65,6 +67,7 @@ class Prepared:
             amp += f": use_amp has no effect on {self.device} in {t.dtype}"
         return [
             *start,
+            *([] if self.looked is None else [("check", self.looked.words())]),
             ("elements", ", ".join(self.references.values)),
             ("split", f"{len(self.train)} training and {len(self.valid)} validation frames ({share})"),
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
@@ -106,6 +109,10 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         train, valid = split(frames, t.valid_fraction, t.seed)
     if not train or not valid:
         raise FlashACEError(f"expected training and validation frames, got {len(train)} and {len(valid)} (isolated atoms aside)")
+    looked = None
+    if t.check == "leave_out" or (t.check != "off" and restart is None):
+        looked = look(chained(train, valid), labels, t.check == "leave_out")
+        train, valid = looked.without(train), looked.without(valid)
     _same_elements(train, valid)
     if start is not None:
         config = replace(config, model=replace(config.model, bounded=config_of(start.model).bounded))  # its weights mean nothing otherwise
@@ -126,7 +133,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         precompute_neighbors=t.precompute_neighbors and isinstance(train, list) and isinstance(valid, list),
     )
     units = statistics.loss_units(train)
-    return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype, start)
+    return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype, start, looked)
 
 
 def _start(config: FitConfig, restart: Path | None, tell: Callable[[str], Any]) -> tuple[FitConfig, Start | None]:
@@ -230,13 +237,13 @@ def _energies_of_file(path: str, energy_key: str | None) -> dict[str, float]:
 
 
 def _check_apart(train: Sequence[Labelled], valid: Sequence[Labelled], t: TrainConfig, tell: Callable[[str], Any]) -> None:
-    """Frames that are fitted validate nothing: raises FlashACEError where all of them are, unless `force` is set; tells where some are."""
+    """Frames that are fitted validate nothing: raises FlashACEError where all of them are and `check` stops; tells where some are."""
     both = frames_in_both(train, valid)
     same_shards = not isinstance(valid, list) and Path(t.data[0]).resolve() == Path(t.valid[0]).resolve()
-    if (same_shards or len(both) == len(valid) > 0) and not t.force:
+    if (same_shards or len(both) == len(valid) > 0) and t.check in ("stop", "leave_out"):
         raise FlashACEError(
             f"{', '.join(t.valid)}: expected frames to validate with, got frames that are all fitted too; leave out --valid, "
-            "so that a part of the data is held out (or say --force)"
+            "so that a part of the data is held out (or say --check warn)"
         )
     if both:
         tell(f"{len(both)} of {len(valid)} validation frames are fitted too, {both[0]} the first: their errors tell nothing about others")

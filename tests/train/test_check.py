@@ -5,20 +5,29 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from flashace.graph import Graph, build_graph
+from flashace.model_file import read_header
 from flashace.train.check import check, conventions
 from flashace.train.check.duplicates import same_structures
 from flashace.train.check.finding import Finding, by_file, list_frames
 from flashace.train.check.linear_ace import LinearACE, Rows
+from flashace.train.config import make_config
 from flashace.train.data import LabelKeys, isolated_atom_energies, read_labelled
+from flashace.train.prepare import prepare
+from tests.conftest import TINY_FIT
 
 DATA = Path(__file__).resolve().parents[2] / "examples/data"
 SOME = [9, 21, 36, 52, 72, 104]  # displaced frames of perfect crystals
@@ -260,6 +269,40 @@ def test_nothing_is_surely_wrong_with_good_data(name: str) -> None:
     assert labels.frames == len(read(DATA / f"{name}.extxyz", ":"))
 
 
+@pytest.mark.parametrize("last", [27, 30, 38, 45])
+def test_nothing_is_surely_wrong_with_few_good_frames(last: int) -> None:
+    """A vacancy that is predicted from 25 other frames of SiC has a stress in the order of VASP by chance."""
+    write("few.extxyz", read(DATA / "sic.extxyz", f"2:{last}"))
+    assert [finding.what for finding in check(["few.extxyz"], LabelKeys())[0] if finding.severity == "surely wrong"] == []
+
+
+def test_forces_may_vanish_by_symmetry() -> None:
+    crystals = [bulk(symbol, cubic=cubic) for symbol in ("Cu", "Al", "Pt") for cubic in (True, False)]
+    frames = []
+    for atoms, size in product(crystals, np.linspace(0.95, 1.05, 5)):
+        image = atoms.copy()
+        image.set_cell(size * atoms.cell.array, scale_atoms=True)
+        image.calc = EMT()
+        results = {"energy": image.get_potential_energy(), "forces": np.zeros((len(image), 3)), "stress": image.get_stress()}
+        image.calc = SinglePointCalculator(image, **results)
+        frames.append(image)
+    write("volumes.extxyz", frames)
+    assert [finding.what for finding in check(["volumes.extxyz"], LabelKeys())[0] if finding.severity == "surely wrong"] == []
+    frames[1].positions[0] += 0.05
+    write("volumes.extxyz", frames)
+    (wrong,) = [finding for finding in check(["volumes.extxyz"], LabelKeys())[0] if finding.severity == "surely wrong"]
+    assert (wrong.what, wrong.frames) == ("no forces", ("volumes.extxyz#1",))
+
+
+def test_odds_pay_for_what_was_tried() -> None:
+    odds_of = np.full((17, 200), -5.0)
+    odds_of[3, 7] = 15.0  # e^15 is 3·10⁶, but 3400 were tried
+    assert conventions.e_bh(odds_of) == {}
+    odds_of[3, 10:20] = 15.4  # ten frames that agree pay together
+    odds_of[2, 10] = 15.5
+    assert conventions.e_bh(odds_of) == {i: 3 for i in range(10, 20)} | ({7: 3} if 15.0 > 9.2 + np.log(3400 / 11) else {})
+
+
 def test_labels_under_other_names_are_mended_where_they_stand() -> None:
     frames = read(DATA / "sic.extxyz", ":")
     for atoms in frames:
@@ -339,19 +382,52 @@ def test_check_says_so_by_its_exit_status_and_in_json(flashace) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["data.extxyz", "found.json"]
 
 
-def test_fit_stops_on_what_is_surely_wrong_unless_forced(flashace) -> None:
+def test_fit_stops_on_what_is_surely_wrong_unless_told_otherwise(flashace) -> None:
     frames = read(DATA / "sic.extxyz", "2:30")
     write("data.extxyz", copy_with(add("energy", 0.5))(frames))
     refused = flashace("fit", "data.extxyz", "--dry-run")
     assert refused.exit_code == 1
     assert "same structure, other labels" in refused.output
     assert refused.output.splitlines()[-1].startswith("Error: labels: surely wrong are same structure, other labels; mend them")
-    assert "--force" in refused.output
-    assert flashace("fit", "data.extxyz", "--dry-run", "--force").exit_code == 0
+    assert "--check leave_out" in refused.output
+    assert flashace("fit", "data.extxyz", "--dry-run", "--check", "warn").exit_code == 0
     write("good.extxyz", frames)
-    good = flashace("fit", "good.extxyz", "--dry-run")
+    good = flashace("fit", "good.extxyz", "--dry-run", "--check", "stop")
     assert good.exit_code == 0
     assert "What the labels show" not in good.output
+    assert "nothing surely wrong (a linear fit to 28 of 28 frames" in good.output
+
+
+def test_fit_leaves_out_what_is_surely_wrong(flashace) -> None:
+    frames = read(DATA / "sic.extxyz", ":")
+    scale("stress", -1, SOME)(frames)
+    write("data.extxyz", copy_with(add("energy", 0.5))(frames))
+    prepared = prepare(make_config({**TINY_FIT, "data": "data.extxyz", "check": "leave_out"}))
+    assert prepared.looked is not None
+    kept = [*prepared.train, *prepared.valid]
+    assert len(kept) == 108  # neither of the two that contradict each other
+    assert {f.origin for f in kept if f.stress is None} == {f"data.extxyz#{i}" for i in SOME}
+    assert all(f.forces is not None for f in kept)
+    assert "left out: 2 frames, the stress of 6 frames" in prepared.looked.words()
+    assert ("check", prepared.looked.words()) in prepared.decisions()
+
+
+def test_fit_does_not_leave_out_all(flashace) -> None:
+    frames = read(DATA / "sic.extxyz", ":")
+    scale("stress", -1)(frames)
+    write("data.extxyz", frames)
+    refused = flashace("fit", "data.extxyz", "--dry-run", "--check", "leave_out")
+    assert "stress of the opposite sign, in 109 of 109 frames; too many to be left out" in " ".join(refused.output.split())
+
+
+def test_a_model_file_says_what_was_left_out(flashace, tmp_path: Path) -> None:
+    write("data.extxyz", copy_with(add("energy", 0.5))(read(DATA / "sic.extxyz", "2:12")))
+    options = {**TINY_FIT, "data": "data.extxyz", "output": "run", "check": "leave_out", "epochs": 1}
+    Path("c.yaml").write_text(yaml.safe_dump(options))
+    done = flashace("fit", "-c", "c.yaml")
+    said = "same structure, other labels (2 frames); left out: 2 frames (too few frames with forces for a linear fit"
+    assert f"check: {said}" in done.output
+    assert read_header("run/model.pt")["provenance"]["check"].startswith(said)
 
 
 def _print_table() -> None:

@@ -118,11 +118,11 @@ def test_molecules_without_a_cell_are_fitted(fit, make_frames, tmp_path, dtype):
         atoms.calc.results.pop("stress")
         atoms.pbc, atoms.cell = False, None
     write(tmp_path / "m.extxyz", frames)
-    assert fit("run", data=[str(tmp_path / "m.extxyz")], dtype=dtype, force=True).exit_code == 0
+    assert fit("run", data=[str(tmp_path / "m.extxyz")], dtype=dtype, check="warn").exit_code == 0
     one = weights(tmp_path / "run")
     assert all(p.isfinite().all() for p in one.values())
     assert np.isfinite(read_header(tmp_path / "run/model.pt")["provenance"]["errors"]["train"][-1]["forces_rmse"])
-    assert fit("longer", data=[str(tmp_path / "m.extxyz")], dtype=dtype, force=True, epochs=6).exit_code == 0
+    assert fit("longer", data=[str(tmp_path / "m.extxyz")], dtype=dtype, check="warn", epochs=6).exit_code == 0
     assert any((p != weights(tmp_path / "longer")[name]).any() for name, p in one.items())
 
 

@@ -2,7 +2,7 @@
 
 A linear ACE is fitted to energies and forces. Energies must be the integral of the forces, so their units and signs can be told from each
 other; the stress plays no part in the fit and is predicted, so each convention of it can be compared with the prediction, also frame by
-frame. Every prediction comes from a fit that has not seen the frame.
+frame. Every prediction comes from a fit that has not seen the frame, and is taken as exactly as the other frames determine it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from flashace.graph import build_graph
 from flashace.train.check.finding import Finding
-from flashace.train.check.linear_ace import LinearACE, Predicted, Ridge, Rows
+from flashace.train.check.linear_ace import LinearACE, Predicted, Ridge, Rows, Spread
 from flashace.train.check.mend import mend_script
 from flashace.train.check.plain_findings import relative_energies, robust_z
 from flashace.train.data import Labelled, LabelSummary, lookup
@@ -25,7 +25,12 @@ MIN_FRAMES = 20
 MAX_EDGES = 400_000  # about 15 s of one core
 R_MAX = 5.0
 SURE = 30.0  # nats, and 0.3 more per frame, by which another convention has to be better: a linear model has errors of its own
-SURE_OF_FRAME = 9.2  # nats: odds of 10⁴ to 1 for each frame
+SURE_OF_FRAME = 9.2  # nats: odds of 10⁴ to 1, after what was tried is paid for
+FREEDOM = 4  # degrees of freedom of Student's t: errors of a frame as a whole have heavy tails
+COUNTED = 6  # force components of a frame, as many as a stress has: the others have the same errors again
+WITNESSES = 10  # frames that speak for a convention of all: the others have the same errors again
+EXPLAINED = 0.3  # the part that a fit may leave unexplained of labels that it judges
+FORCE_FLOOR, STRESS_FLOOR = 1e-3, 1e-5  # eV/Å, eV/Å³: no prediction is better
 CAP = 12  # no model is so good that larger powers of ten would mean anything
 
 ENERGY_UNITS = {
@@ -128,19 +133,20 @@ def fit_rows(frames: list[Labelled], labels: LabelSummary, rows: Sequence[Rows])
     forces = [f.forces for f in frames]
     ridge = Ridge(rows, counts, forces, used)
     for _ in range(3):
-        fits = _fits(forces, ridge.predict(np.full(len(frames), np.nan)).forces)
-        if (used & ~fits).sum() == (~ridge.used & used).sum():
+        fits = _fits(ridge, forces)
+        if (ridge.used == (used & fits)).all():
             break
-        ridge = Ridge(rows, counts, forces, used & fits)
+        ridge = ridge.using(used & fits)
     return Fitted(frames, ridge, energy, counts.sum(1), labels)
 
 
-def _fits(forces: Sequence[np.ndarray | None], predicted: Sequence[np.ndarray]) -> np.ndarray:
+def _fits(ridge: Ridge, forces: Sequence[np.ndarray | None]) -> np.ndarray:
     """[B]: whether the forces of a frame, if it has any, are what the other frames lead to expect."""
-    pairs = list(zip(forces, predicted, strict=True))
-    error = np.array([0.0 if f is None else np.sqrt(np.mean((f - p) ** 2)) for f, p in pairs])
-    missed = np.array([0.0 if f is None else _unexplained(f, p) for f, p in pairs])
-    return (missed < 0.5) | (error < 4 * np.median(error[error > 0]))
+    no_energy = np.full(len(forces), np.nan)
+    test = ForceTest.of(forces, ridge.predict(no_energy).forces, ridge.spread(no_energy, SHAPE_AND_PRESSURE).forces)
+    fits = np.ones(len(forces), bool)
+    fits[test.index] = (test.unexplained(1.0) < 0.5) | (test.error(1.0) < 16)
+    return fits
 
 
 def convention_findings(fitted: Fitted) -> list[Finding]:
@@ -148,11 +154,13 @@ def convention_findings(fitted: Fitted) -> list[Finding]:
     found, units = _energy_and_forces(fitted)
     energy = _energies(fitted, units)
     predicted = fitted.ridge.predict(energy)
+    spread = fitted.ridge.spread(energy, SHAPE_AND_PRESSURE)
+    forces = ForceTest.of([f.forces for f in fitted.frames], predicted.forces, spread.forces)
     return [
         *(found or _absolute_unit(fitted)),
         *_free_energy(fitted, predicted),
-        *_forces_of_frames(fitted, predicted),
-        *_stress(fitted, energy, predicted, units.force_factor),
+        *_forces_of_frames(fitted, forces),
+        *_stress(fitted, energy, predicted, spread, forces.scale, units.force_factor),
         _quality(fitted, energy, predicted),
     ]
 
@@ -248,8 +256,9 @@ def _energy_and_forces(fitted: Fitted) -> tuple[list[Finding], Units]:
     known = np.isfinite(fitted.energy) & fitted.ridge.used
     if known.sum() < MIN_FRAMES or np.ptp(fitted.energy[known]) < 1e-9:
         return [], Units()
-    distinct = {u.looks_like: u for u in reversed(UNITS)}.values()
-    scores = {units: _score(fitted, _energies(fitted, units), known) for units in distinct}
+    distinct = list({u.looks_like: u for u in reversed(UNITS)}.values())
+    predicted = fitted.ridge.predict_each([_energies(fitted, units) for units in distinct])
+    scores = {units: _score(fitted, _energies(fitted, units), known, p) for units, p in zip(distinct, predicted, strict=True)}
     usual, best = scores[Units()], max(scores, key=lambda units: scores[units][0])
     margin = scores[best][0] - usual[0]
     if margin < SURE + 0.3 * known.sum():
@@ -264,7 +273,8 @@ def _energy_and_forces(fitted: Fitted) -> tuple[list[Finding], Units]:
         text += f"; as likely: {'; '.join(units.words() for units in rivals)}"
     frames = tuple(f.origin for f in fitted.frames if any(getattr(f, label) is not None for label in best.codes()))
     mend = mend_script(fitted.frames, fitted.labels, best.codes(), "every")
-    return [Finding("surely wrong" if scores[best][1] < 0.3 else "suspicious", best.words(), text, frames, mend)], best
+    sure = max(scores[best][1:]) < EXPLAINED
+    return [Finding("surely wrong" if sure else "suspicious", best.words(), text, frames, mend)], best
 
 
 def _energies(fitted: Fitted, units: Units) -> np.ndarray:
@@ -277,16 +287,15 @@ def _energies(fitted: Fitted, units: Units) -> np.ndarray:
     return energy
 
 
-def _score(fitted: Fitted, energy: np.ndarray, known: np.ndarray) -> tuple[float, float]:
-    """Log-likelihood of energies and forces, each with its own error, and the unexplained part of the energies. A frame counts as one
-    energy and three forces: its other forces say the same again."""
-    predicted = fitted.ridge.predict(energy)
+def _score(fitted: Fitted, energy: np.ndarray, known: np.ndarray, predicted: Predicted) -> tuple[float, float, float]:
+    """Log-likelihood of energies and forces, each with its own error, and the unexplained parts of both. A frame counts as one energy and
+    three forces: its other forces say the same again."""
     missed = _unexplained(energy[known], predicted.energy[known])
     pairs = [
         (f.forces, p) for f, p, u in zip(fitted.frames, predicted.forces, fitted.ridge.used, strict=True) if u and f.forces is not None
     ]
     missed_forces = _unexplained(np.concatenate([f for f, _ in pairs]), np.concatenate([p for _, p in pairs]))
-    return -0.5 * known.sum() * np.log(missed) - 1.5 * len(pairs) * np.log(missed_forces), missed
+    return -0.5 * known.sum() * np.log(missed) - 1.5 * len(pairs) * np.log(missed_forces), missed, missed_forces
 
 
 def _absolute_unit(fitted: Fitted) -> list[Finding]:
@@ -337,25 +346,94 @@ def _free_energy(fitted: Fitted, predicted: Predicted) -> list[Finding]:
     return [Finding(severity, "energy, not free_energy, belongs to the forces", f"{text}; {odds(sure)}", origins, "--energy-key energy")]  # type: ignore[arg-type]
 
 
-def _forces_of_frames(fitted: Fitted, predicted: Predicted) -> list[Finding]:
+# --- single frames ---
+
+
+def e_bh(odds_of: np.ndarray) -> dict[int, int]:
+    """Frame -> reading, for those of the log odds [R, B] of R readings of B frames that are beyond doubt.
+
+    The k largest are, where each exceeds SURE_OF_FRAME by the logarithm of how many were tried for each that is believed: the e-BH
+    procedure, which holds whatever depends on what (Wang and Ramdas, J. R. Stat. Soc. B 84, 822, 2022). Of readings of one frame that
+    differ by less than a nat (components that are zero may stand anywhere), the one that suits most of the others is taken.
+    """
+    best = odds_of.max(0)
+    ordered = np.sort(best[np.isfinite(best)])[::-1]
+    enough = np.flatnonzero(ordered > SURE_OF_FRAME + np.log(odds_of.size / np.arange(1, len(ordered) + 1)))
+    if not len(enough):
+        return {}
+    sure = best >= ordered[enough[-1]]
+    alike = sure & (odds_of > np.where(np.isfinite(best), best, np.inf) - 1)
+    reading = np.where(alike, alike.sum(1, keepdims=True), 0).argmax(0)
+    return {int(i): int(reading[i]) for i in np.flatnonzero(sure)}
+
+
+def student(q: np.ndarray, k: np.ndarray | int) -> np.ndarray:
+    """Log-likelihood of Student's t for k components that share one scale, from the sum q of their squares; but for a constant."""
+    return -(FREEDOM + k) / 2 * np.log1p(q / FREEDOM)
+
+
+class ForceTest(NamedTuple):
+    """Forces of the frames that have any, and predictions. However many atoms, a frame counts as COUNTED components."""
+
+    index: np.ndarray  # [B'] of the frames
+    label: list[np.ndarray]
+    predicted: list[np.ndarray]
+    noise: np.ndarray  # [B'] eV/Å: what may be expected as error
+    scale: float  # eV/Å: error of forces whose prediction is not open
+
+    @classmethod
+    def of(cls, forces: Sequence[np.ndarray | None], predicted: Sequence[np.ndarray], openness: np.ndarray) -> "ForceTest":
+        """`openness` [B] is `Spread.forces`. Frames whose forces vanish by symmetry do not tell the scale."""
+        index = np.array([i for i, f in enumerate(forces) if f is not None])
+        label, p = [f for f in forces if f is not None], [predicted[i] for i in index]
+        size, error = (np.sqrt([np.mean(x**2) for x in rows]) for rows in (p, [a - b for a, b in zip(label, p, strict=True)]))
+        of_scale = error / np.sqrt(1 + openness[index])
+        moving = size > FORCE_FLOOR
+        scale = max(float(np.median(of_scale[moving if moving.any() else slice(None)])), FORCE_FLOOR)
+        return cls(index, label, p, np.sqrt(scale**2 * (1 + openness[index]) + (0.05 * size) ** 2), scale)
+
+    def error(self, factor: float) -> np.ndarray:
+        """[B'] mean square of the error, over what may be expected, if labels are multiplied by the factor."""
+        pairs = zip(self.label, self.predicted, strict=True)
+        return np.array([np.mean((factor * f - p) ** 2) for f, p in pairs]) / self.noise**2
+
+    def unexplained(self, factor: float) -> np.ndarray:
+        """[B'] as a part of what is predicted or labelled, whichever is less."""
+        pairs = zip(self.label, self.predicted, strict=True)
+        return np.array([_unexplained(factor * f, p) for f, p in pairs])
+
+    def signal(self) -> np.ndarray:
+        """[B'] size of the prediction, over its error."""
+        return np.sqrt([np.mean(p**2) for p in self.predicted]) / self.noise
+
+
+def _forces_of_frames(fitted: Fitted, test: ForceTest) -> list[Finding]:
     """Single frames whose forces are those of the prediction in another unit or sign, or fit nothing."""
-    pairs = {i: (f.forces, p) for i, (f, p) in enumerate(zip(fitted.frames, predicted.forces, strict=True)) if f.forces is not None}
-    missed = {i: _unexplained(label, p) for i, (label, p) in pairs.items()}
-    size = float(np.median([np.sqrt(np.mean((label - p) ** 2)) for label, p in pairs.values()]))
-    others = {(u, s): s * v for u, v in FORCE_UNITS.items() for s in (1, -1)}
+    readings = [(u, s) for u in FORCE_UNITS for s in (1, -1) if (u, s) != ("eV/Å", 1)]
+    factors = np.array([s * FORCE_UNITS[u] for u, s in readings])
+    missed, strange = test.unexplained(1.0), test.error(1.0)
+    usual = float(np.median(missed[test.signal() > 1])) if (test.signal() > 1).any() else 1.0
+    if usual > EXPLAINED:
+        return []
+    errors, after = np.array([test.error(f) for f in factors]), np.array([test.unexplained(f) for f in factors])
+    k = COUNTED
+    gain = student(k * errors, k) - student(k * strange, k) + k * np.minimum(np.log(np.abs(factors)), 0)[:, None]
+    doubtful = (missed > 0.5) & (strange > 36) & (test.signal() > 3)
+    gain[:, ~doubtful] = -np.inf
+    gain[(after > 0.25) | (after > 0.2 * missed) | (errors > 9)] = -np.inf
+    sure = e_bh(gain)
     groups: dict[tuple[str, int] | None, list[int]] = {}
-    for i, (label, p) in pairs.items():
-        if missed[i] < 0.5 or np.sqrt(np.mean((label - p) ** 2)) < 6 * size or np.sqrt(np.mean(p**2)) < 3 * size:
-            continue
-        after = {name: _unexplained(factor * label, p) for name, factor in others.items()}
-        best = min(after, key=lambda name: after[name])
-        groups.setdefault(best if best != ("eV/Å", 1) and after[best] < min(0.25, 0.2 * missed[i]) else None, []).append(i)
+    for i in np.flatnonzero(doubtful):
+        groups.setdefault(readings[sure[i]] if i in sure else None, []).append(i)
     found = []
     for name, members in groups.items():
-        chosen = [fitted.frames[i] for i in members]
-        worst = max(missed[i] for i in members)
-        usual = percent(float(np.median([*missed.values()])))
-        text = f"a fit to the other frames misses up to {percent(worst)} of them (squared); of the median frame {usual}"
+        if name is None:
+            members = [i for i in members if student(k * strange[i], 0) < -SURE_OF_FRAME]
+            if not members:
+                continue
+        chosen = [fitted.frames[test.index[i]] for i in members]
+        worst = percent(float(missed[members].max()))
+        text = f"a fit to the other frames misses up to {worst} of them (squared); of the median frame {percent(usual)}"
         origins = tuple(f.origin for f in chosen)
         if name is None:
             mend = "Were atoms reordered or positions changed without their forces? Remove these frames, or compute them again."
@@ -365,109 +443,146 @@ def _forces_of_frames(fitted: Fitted, predicted: Predicted) -> list[Finding]:
         what = "forces of the opposite sign" if unit == "eV/Å" else f"forces in {unit}" + (", of the opposite sign" if sign < 0 else "")
         code = ("-x" if sign < 0 else "x") + ("" if unit == "eV/Å" else f" * {FORCE_UNITS[unit]:.9g}")
         mend = mend_script(chosen, fitted.labels, {"forces": code}, "these")
-        found.append(Finding("surely wrong", f"{what} in some frames", text, origins, mend))
+        found.append(Finding("surely wrong", f"{what} in some frames", text, origins, mend, "forces"))
     return found
 
 
 # --- stress against the prediction ---
 
 
+# an orthonormal basis of Voigt's six: two of shape, three of shear, and the pressure (but for its sign) apart from the rest, for at fixed
+# volume energies and forces hardly know it
+SHAPE_AND_PRESSURE = np.zeros((6, 6))
+SHAPE_AND_PRESSURE[0, :2] = np.array([1, -1]) / np.sqrt(2)
+SHAPE_AND_PRESSURE[1, :3] = np.array([1, 1, -2]) / np.sqrt(6)
+SHAPE_AND_PRESSURE[[2, 3, 4], [3, 4, 5]] = 1.0
+SHAPE_AND_PRESSURE[5, :3] = 1 / np.sqrt(3)
+PARTS = (slice(0, 2), slice(2, 5), slice(5, 6))  # shape, shear, pressure
+
+
 class StressTest(NamedTuple):
-    """Labels as they are in the file, and predictions. The mean of the diagonal (the pressure, but for its sign) is compared apart from
-    the rest: at fixed volume, energies and forces hardly know it."""
+    """Labels as they are in the file, and predictions."""
 
     frames: list[Labelled]
     volume: np.ndarray
-    label: np.ndarray  # [B, 6]
-    predicted: np.ndarray  # [B, 6]
+    label: np.ndarray  # [B, 6] Voigt
+    predicted: np.ndarray  # [B, 6] Voigt
+    openness: np.ndarray  # [B, 6] eV/Å³, of shape and pressure: error by coefficients that the other frames leave open
 
     def read(self, convention: StressConvention) -> np.ndarray:
         """[B, 6] eV/Å³: what the labels are if they follow this convention."""
         return np.array([convention.factor(v) for v in self.volume])[:, None] * self.label[:, convention.order]
 
-    def scaled_error(self, convention: StressConvention, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[B, 7] each: error of the prediction, divided by what may be expected, `noise` and a part of its own size; and that scale."""
-        label, p = _shape_and_pressure(self.read(convention)), _shape_and_pressure(self.predicted)
-        size = np.linalg.norm(p[:, :6], axis=1, keepdims=True)
-        scale = np.sqrt(noise[[0] * 6 + [1]] ** 2 + (noise[2] * size / 3) ** 2 + (noise[2] * p) ** 2)
-        return (label - p) / scale, scale
+    def active(self) -> np.ndarray:
+        """[B, 6] the parts of shape, shear and pressure that are there at all: others vanish by symmetry and tell nothing."""
+        label, p = (np.abs(_shape(x)) for x in (self.label, self.predicted))
+        there = [
+            np.repeat(
+                (label[:, part].max(1) > 0.01 * label.max(1)) | (p[:, part].max(1) > 0.01 * p.max(1)), part.stop - part.start
+            ).reshape(len(label), -1)
+            for part in PARTS
+        ]
+        return np.concatenate(there, axis=1)
+
+    def noise(self, convention: StressConvention) -> np.ndarray:
+        """[B, 6] of shape and pressure: what may be expected as error, as the typical frame tells it for shape and for pressure."""
+        p = _shape(self.predicted)
+        error, active = np.abs(_shape(self.read(convention)) - p), self.active()
+        least = 0.02 * float(np.abs(self.predicted).mean()) + STRESS_FLOOR
+        size = 0.1 * np.sqrt((p**2).mean(1, keepdims=True))
+        scale = np.sqrt(self.openness**2 + np.median(self.openness, axis=0) ** 2) + 1e-12
+        for part in (slice(0, 5), slice(5, 6)):
+            there = active[:, part].any(1)
+            ratio = np.sqrt(((error / scale)[:, part] ** 2).sum(1)[there] / active[there, part].sum(1))
+            scale[:, part] *= float(np.median(ratio)) if there.any() else 1.0
+        return np.sqrt(scale**2 + size**2 + least**2)
 
     def log_likelihood(self, convention: StressConvention, noise: np.ndarray) -> np.ndarray:
-        """[B]: Student's t (4 degrees of freedom, so that no frame outvotes the others) around the prediction."""
-        z, scale = self.scaled_error(convention, noise)
+        """[B]: Student's t around the prediction."""
+        z, active = (_shape(self.read(convention)) - _shape(self.predicted)) / noise, self.active()
+        k = active.sum(1)
         factor = np.array([abs(convention.factor(v)) for v in self.volume])
-        return (-2.5 * np.log1p(z**2 / 4) - np.log(scale)).sum(1) + 6 * np.log(factor)
+        return student((z**2 * active).sum(1), k) - (np.log(noise) * active).sum(1) + k * np.log(factor)
+
+    def no_relation(self, convention: StressConvention) -> np.ndarray:
+        """[B]: the same if labels have nothing to do with the prediction, whatever their unit: so much a convention has to beat."""
+        blind = self._replace(predicted=np.zeros_like(self.predicted))
+        return blind.log_likelihood(convention, blind.noise(convention))
 
     def unexplained(self, convention: StressConvention, noise: np.ndarray) -> np.ndarray:
-        """[B]: the part of each label that the prediction misses; pressure counts the less, the worse it is known."""
-        label, p = (_shape_and_pressure(x) / noise[[0] * 6 + [1]] for x in (self.read(convention), self.predicted))
+        """[B]: the part of each label that the prediction misses; what is badly known counts the less."""
+        label, p = (_shape(x) / noise for x in (self.read(convention), self.predicted))
         return ((label - p) ** 2).sum(1) / np.maximum((p**2).sum(1), 1e-12)
 
     def gain(self, usual: StressConvention) -> tuple[list[StressConvention], np.ndarray]:
-        """The conventions that differ from the usual one in one respect, and by how many nats they are better: [conventions, B]."""
+        """The conventions that differ from the usual one in one respect, and by how many nats they are better: [conventions, B]. That small
+        numbers in a large unit would be a rare coincidence is not counted: they are no coincidence where forces nearly vanish."""
         others = [c for c in STRESS_CONVENTIONS if sum(a != b for a, b in zip(c, usual, strict=True)) == 1]
-        noise = self.noise(usual)
-        return others, np.array([self.log_likelihood(c, noise) for c in others]) - self.log_likelihood(usual, noise)
+        noise, k = self.noise(usual), self.active().sum(1)
+        before = np.array([abs(usual.factor(v)) for v in self.volume])
+        larger = np.array([np.maximum(np.log([abs(c.factor(v)) for v in self.volume] / before), 0) for c in others])
+        likelihood = np.array([self.log_likelihood(c, noise) for c in others])
+        return others, likelihood - k * larger - self.log_likelihood(usual, noise)
 
     def doubtful(self, usual: StressConvention) -> np.ndarray:
         """[B]: frames that had better not be fitted yet: another convention suits them better."""
         return self.gain(usual)[1].max(0) > 2.0
 
-    def noise(self, convention: StressConvention) -> np.ndarray:
-        """[3] of the typical frame: how far predictions of shape and pressure are off, and which part of the shape that is."""
-        p = _shape_and_pressure(self.predicted)
-        error = np.abs(_shape_and_pressure(self.read(convention)) - p)
-        least = 0.02 * float(np.abs(self.predicted).mean()) + 1e-5
-        shape = np.sqrt((error[:, :6] ** 2).mean(1))
-        part = np.median(shape / np.maximum(np.sqrt((p[:, :6] ** 2).mean(1)), 1e-9))
-        return np.array([*np.maximum([1.4826 * np.median(shape), 1.4826 * np.median(error[:, 6])], least), np.clip(part, 0.1, 0.3)])
+
+def _shape(stress: np.ndarray) -> np.ndarray:
+    """[B, 6] Voigt -> [B, 6] shape and pressure."""
+    return stress @ SHAPE_AND_PRESSURE.T
 
 
-def _shape_and_pressure(stress: np.ndarray) -> np.ndarray:
-    """[B, 6] -> [B, 7]."""
-    mean = stress[:, :3].mean(1, keepdims=True)
-    return np.concatenate([stress[:, :3] - mean, stress[:, 3:], mean], axis=1)
-
-
-def _stress(fitted: Fitted, energy: np.ndarray, predicted: Predicted, factor: float) -> list[Finding]:
+def _stress(fitted: Fitted, energy: np.ndarray, predicted: Predicted, spread: Spread, force_error: float, factor: float) -> list[Finding]:
     """`factor` turns what is predicted, in the unit of the forces in the file, into eV."""
     chosen = [i for i, f in enumerate(fitted.frames) if f.stress is not None and f.stress.any() and np.isfinite(predicted.stress[i]).all()]
     if len(chosen) < MIN_FRAMES:
         return []
     frames = [fitted.frames[i] for i in chosen]
     label = np.array([full_3x3_to_voigt_6_stress(f.stress) for f in frames])
-    test = StressTest(frames, np.array([f.atoms.get_volume() for f in frames]), label, factor * predicted.stress[chosen])
-    scores = {c: float(test.log_likelihood(c, test.noise(c)).sum()) for c in STRESS_CONVENTIONS}
+    unit = abs(factor) * force_error
+    openness = unit * np.sqrt(spread.stress[chosen])
+    test = StressTest(frames, np.array([f.atoms.get_volume() for f in frames]), label, factor * predicted.stress[chosen], openness)
+    scores = {c: float(test.log_likelihood(c, test.noise(c)).mean()) for c in STRESS_CONVENTIONS}
     best = max(scores, key=lambda c: scores[c])
-    margin = scores[best] - scores[AS_IT_IS]
+    blind = float(test.no_relation(AS_IT_IS).mean())
+    margin = min(len(frames), WITNESSES) * (scores[best] - max(scores[AS_IT_IS], blind))
+    before, after = (float(np.median(test.unexplained(c, test.noise(best)))) for c in (AS_IT_IS, best))
     found = []
-    if best != AS_IT_IS and margin > SURE + 0.3 * len(frames):
-        before, after = (float(np.median(test.unexplained(c, test.noise(best)))) for c in (AS_IT_IS, best))
+    if best != AS_IT_IS and margin > SURE_OF_FRAME + np.log(len(scores)):
         text = (
             f"the median frame misses the prediction of a fit to energies and forces by {percent(before)} (squared), "
             f"so read by {percent(after)}; {odds(margin)}"
         )
         mend = mend_script(frames, fitted.labels, {"stress": best.code()}, "every")
-        severity = "surely wrong" if after < 0.5 else "suspicious"
-        found.append(Finding(severity, best.words(), text, tuple(f.origin for f in frames), mend))  # type: ignore[arg-type]
+        severity = "surely wrong" if after < min(EXPLAINED, before / 3) else "suspicious"
+        found.append(Finding(severity, best.words(), text, tuple(f.origin for f in frames), mend, "stress"))  # type: ignore[arg-type]
     else:
         best = AS_IT_IS
     stress = np.full((len(fitted.frames), 6), np.nan)
     stress[chosen] = test.read(best) / factor
     stress[[i for i, doubted in zip(chosen, test.doubtful(best), strict=True) if doubted]] = np.nan
-    refined = factor * fitted.ridge.with_stress(stress).predict(energy).stress[chosen]
-    return found + _stress_of_frames(fitted, test._replace(predicted=refined), best)
+    if not np.isfinite(stress).any():
+        return found
+    with_stress = fitted.ridge.with_stress(stress)
+    openness = unit * np.sqrt(with_stress.spread(energy, SHAPE_AND_PRESSURE).stress[chosen])
+    refined = factor * with_stress.predict(energy).stress[chosen]
+    return found + _stress_of_frames(fitted, test._replace(predicted=refined, openness=openness), best)
 
 
 def _other_conventions(test: StressTest, usual: StressConvention) -> dict[StressConvention, list[int]]:
     """Convention -> frames that follow it rather than the usual one; it differs in one respect only."""
     noise, (others, gain) = test.noise(usual), test.gain(usual)
     fits, missed = np.array([test.unexplained(c, noise) for c in others]), test.unexplained(usual, noise)
-    strange = np.abs(test.scaled_error(usual, noise)[0]).max(1) > 4  # small numbers would do for any large unit
+    if np.median(missed) > EXPLAINED:
+        return {}
+    z = (_shape(test.read(usual)) - _shape(test.predicted)) / noise
+    gain[:, np.abs(z).max(1) < 4] = -np.inf
+    gain[(fits > 0.3) | (missed < 3 * fits)] = -np.inf
     groups: dict[StressConvention, list[int]] = {}
-    for i, b in enumerate(gain.argmax(0)):
-        if strange[i] and gain[b, i] > SURE_OF_FRAME and fits[b, i] < 0.3 and missed[i] > 3 * fits[b, i]:
-            groups.setdefault(others[b], []).append(i)
+    for i, reading in e_bh(gain).items():
+        groups.setdefault(others[reading], []).append(i)
     return groups
 
 
@@ -475,7 +590,7 @@ def _stress_of_frames(fitted: Fitted, test: StressTest, usual: StressConvention)
     """Single frames that follow another convention than the rest; `test` predicts them from a fit to stresses too."""
     found = []
     noise = test.noise(usual)
-    missed = test.unexplained(usual, noise)
+    missed, tried = test.unexplained(usual, noise), len(test.gain(usual)[0])
     for convention, members in _other_conventions(test, usual).items():
         chosen = [test.frames[i] for i in members]
         kinds = ", ".join(sorted({f.config_type for f in chosen} - {""}))
@@ -484,10 +599,10 @@ def _stress_of_frames(fitted: Fitted, test: StressTest, usual: StressConvention)
         text = (
             f"{f'config_type {kinds}: ' if kinds else ''}they miss the prediction of a fit to the other frames by "
             f"{percent(float(before))} (squared), so read by {percent(float(after))}; "
-            f"{odds(float(gain.min()))} for the least of them, {odds(float(gain.sum()))} together"
+            f"{odds(float(gain.min()))} for the least of them, from {len(test.frames)} frames read in {tried} ways"
         )
         mend = mend_script(chosen, fitted.labels, {"stress": convention.code()}, "these")
-        found.append(Finding("surely wrong", f"{convention.words()} in some frames", text, tuple(f.origin for f in chosen), mend))
+        found.append(Finding("surely wrong", f"{convention.words()} in some frames", text, tuple(f.origin for f in chosen), mend, "stress"))
     return found
 
 

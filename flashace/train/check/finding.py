@@ -16,13 +16,15 @@ COLOR = {"surely wrong": "bold red", "suspicious": "yellow", "note": "dim"}
 @dataclass(frozen=True)
 class Finding:
     """`what` names it in a few words, `detail` has the numbers, `mend` the flag or the script that mends it, "" where nothing has to be
-    done. `frames` are origins such as "train.xyz#17"; none where it concerns the data as a whole."""
+    done. `frames` are origins such as "train.xyz#17"; none where it concerns the data as a whole. `label` is the one that is wrong, ""
+    where all of a frame is."""
 
     severity: Severity
     what: str
     detail: str
     frames: tuple[str, ...] = ()
     mend: str = ""
+    label: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain types, with the number of frames beside their list."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 from torch import Tensor, nn
 
 from flashace.graph import Graph
@@ -15,6 +16,7 @@ from flashace.nn.radial import BesselBasis, polynomial_envelope
 
 MAX_COEFFICIENTS = 600
 VOIGT = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
+MAX_ROWS = 30  # of the forces of a frame, evenly drawn, that tell how open they are
 RIDGE = 1e-6  # of the diagonal; between 1e-4 and 1e-10 the errors of four data sets changed by a few per cent
 
 
@@ -121,6 +123,14 @@ class Predicted(NamedTuple):
     stress: np.ndarray
 
 
+class Spread(NamedTuple):
+    """How far the coefficients, known as well as the other frames tell them, leave a prediction open: variances over that of the noise of
+    one force component (the leverage of the frame). Structures unlike all others have large ones."""
+
+    forces: np.ndarray  # [B], mean over the components
+    stress: np.ndarray  # [B, 6] of `transform @ stress`, Å⁻⁴; NaN without a cell
+
+
 class Ridge:
     """Regression of energies and forces with cross-validation: a fifth of the frames at a time is predicted from the others.
 
@@ -131,7 +141,7 @@ class Ridge:
     folds = 5
 
     def __init__(self, rows: Sequence[Rows], counts: np.ndarray, forces: Sequence[np.ndarray | None], used: np.ndarray) -> None:
-        self.rows, self.used = rows, used
+        self.rows, self.used, self.targets = rows, used, forces
         self.fold = np.arange(len(rows)) % self.folds
         atoms = counts.sum(1, keepdims=True)
         self.X = np.concatenate([counts, np.stack([row.energy for row in rows])], axis=1) / atoms
@@ -140,12 +150,23 @@ class Ridge:
             np.sqrt(np.mean(np.concatenate([f.ravel() for f, u in zip(forces, used, strict=True) if u and f is not None]) ** 2))
         )
         self.G, self.b = np.zeros((self.folds, P, P)), np.zeros((self.folds, P))
-        for i in np.flatnonzero(used).tolist():
-            f = forces[i]
+        self._add_forces(used, 1)
+
+    def _add_forces(self, frames: np.ndarray, sign: int) -> None:
+        for i in np.flatnonzero(frames).tolist():
+            f = self.targets[i]
             if f is not None:
-                F, fold = rows[i].forces / self.force_scale, self.fold[i]
-                self.G[fold, self.S :, self.S :] += F.T @ F
-                self.b[fold, self.S :] += F.T @ f.ravel() / self.force_scale
+                F, fold = self.rows[i].forces / self.force_scale, self.fold[i]
+                self.G[fold, self.S :, self.S :] += sign * (F.T @ F)
+                self.b[fold, self.S :] += sign * (F.T @ f.ravel()) / self.force_scale
+
+    def using(self, used: np.ndarray) -> "Ridge":
+        """The same regression, fitted to these frames [B]; only what changes is computed."""
+        other = copy(self)
+        other.G, other.b, other.used = self.G.copy(), self.b.copy(), used
+        other._add_forces(used & ~self.used, 1)
+        other._add_forces(self.used & ~used, -1)
+        return other
 
     def with_stress(self, stress: np.ndarray) -> "Ridge":
         """The same regression, fitted also to these stresses [B, 6] (eV/Å³; NaN where there is none), each component as weighty as one of
@@ -162,25 +183,52 @@ class Ridge:
 
     def predict(self, energy: np.ndarray) -> Predicted:
         """From a fit to these energies [B] (eV/atom above the reference energies; NaN where there is none) and the forces."""
+        return self.predict_each([energy])[0]
+
+    def predict_each(self, energies: Sequence[np.ndarray]) -> list[Predicted]:
+        """The same for several readings of the energies, which are NaN in the same frames: one factorization does for all."""
+        Y = np.stack(energies, axis=1)
+        known, scale = self._known(energies[0]), 0.1 * self.force_scale
+        size, factors = self._factors(known)
+        moments = [self.X[k].T @ Y[k] / scale**2 for k in (known & (self.fold == f) for f in range(self.folds))]
+        b = self.b[:, :, None] + np.stack(moments)
+        c = [cho_solve((L, True), (b.sum(0) - b[f]) / size[:, None]) / size[:, None] for f, L in enumerate(factors)]
+        of_fold = [(c[f], c[f][self.S :]) for f in self.fold]
+        energy = np.array([x @ whole for x, (whole, _) in zip(self.X, of_fold, strict=True)])
+        forces = [row.forces @ ci for row, (_, ci) in zip(self.rows, of_fold, strict=True)]
+        nothing = np.full((6, Y.shape[1]), np.nan)
+        stress = np.array([nothing if r.stress is None else r.stress @ ci for r, (_, ci) in zip(self.rows, of_fold, strict=True)])
+        return [Predicted(energy[:, u], [f[:, u].reshape(-1, 3) for f in forces], stress[:, :, u]) for u in range(Y.shape[1])]
+
+    def spread(self, energy: np.ndarray, transform: np.ndarray) -> Spread:
+        """How open the predictions are, each from a fit that has not seen the frame; of the stress in the basis of `transform` [6, 6]."""
+        size, factors = self._factors(self._known(energy))
+        size = size[self.S :] * self.force_scale
+        h_forces, h_stress = np.zeros(len(self.rows)), np.full((len(self.rows), 6), np.nan)
+        for i, row in enumerate(self.rows):
+            some = row.forces[:: -(-len(row.forces) // MAX_ROWS)]
+            of_frame = some if row.stress is None else np.concatenate([some, transform @ row.stress])
+            padded = np.concatenate([np.zeros((self.S, len(of_frame))), (of_frame / size).T])
+            h = (solve_triangular(factors[self.fold[i]], padded, lower=True) ** 2).sum(0)
+            h_forces[i] = h[: len(some)].mean()
+            if row.stress is not None:
+                h_stress[i] = h[len(some) :]
+        return Spread(h_forces, h_stress)
+
+    def _known(self, energy: np.ndarray) -> np.ndarray:
+        return self.used & np.isfinite(energy)
+
+    def _factors(self, known: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Scale [P] of the coefficients, and for each fold the Cholesky factor of the scaled normal matrix of the others."""
         scale = 0.1 * self.force_scale
-        known = self.used & np.isfinite(energy)
-        coefficients = []
-        of_fold = [(self.X[k] / scale, energy[k] / scale) for k in (known & (self.fold == f) for f in range(self.folds))]
-        G = self.G + np.stack([X.T @ X for X, _ in of_fold])
-        b = self.b + np.stack([X.T @ e for X, e in of_fold])
+        G = self.G + np.stack([self.X[k].T @ self.X[k] / scale**2 for k in (known & (self.fold == f) for f in range(self.folds))])
         size = np.sqrt(np.diag(G.sum(0)))
         size[size == 0] = 1.0
         shrink = np.full(len(size), RIDGE)
         shrink[: self.S] = 1e-3 * RIDGE
+        factors = []
         for f in range(self.folds):
             A = (G.sum(0) - G[f]) / size / size[:, None]
             A[np.diag_indices_from(A)] += shrink
-            coefficients.append(np.linalg.solve(A, (b.sum(0) - b[f]) / size) / size)
-        c = [coefficients[f] for f in self.fold]
-        return Predicted(
-            np.array([x @ ci for x, ci in zip(self.X, c, strict=True)]),
-            [(row.forces @ ci[self.S :]).reshape(-1, 3) for row, ci in zip(self.rows, c, strict=True)],
-            np.array(
-                [np.full(6, np.nan) if row.stress is None else row.stress @ ci[self.S :] for row, ci in zip(self.rows, c, strict=True)]
-            ),
-        )
+            factors.append(cholesky(A, lower=True))
+        return size, factors

@@ -235,17 +235,20 @@ def _against_a_law(what: str, law: str, sizes: dict[str, tuple[float, float]], u
         bad = {origin: size for origin, (size, part) in sizes.items() if low <= part < high and size > 0.1}
         if bad:
             text = f"{law}; up to {max(bad.values()):.3g} {unit}"
-            found.append(Finding(severity, what, text, tuple(bad), mend))  # type: ignore[arg-type]
+            found.append(Finding(severity, what, text, tuple(bad), mend, "forces"))  # type: ignore[arg-type]
     return found
 
 
 def _zeros(frames: Sequence[Labelled]) -> list[Finding]:
+    """Zeros that no calculation gave. A force that vanishes by symmetry, as in an undistorted crystal, is none of them."""
     known = [(f, f.forces) for f in frames if f.forces is not None and len(f.atoms) > 1]
-    partly = [f for f, forces in known if not forces.any(axis=1).all() and np.abs(forces).max() > 0.1]
+    partly = [f for f, forces in known if np.abs(forces).max() > 0.1 and _pulled(f)[~forces.any(axis=1)].any()]
     found = []
     if known and not any(forces.any() for _, forces in known):
-        text, mend = "every force of every frame is exactly zero", "Missing forces were written as zeros: leave them out."
-        found.append(Finding("surely wrong", "no forces", text, _names([f for f, _ in known]), mend))
+        wrong = [f for f, _ in known if _pulled(f).any()]
+        if wrong:
+            text, mend = "every force of every frame is exactly zero", "Missing forces were written as zeros: leave them out."
+            found.append(Finding("surely wrong", "no forces", text, _names(wrong), mend, "forces"))
     elif partly:
         text, mend = "atoms with a force of exactly zero among others: constraints?", "Write forces with apply_constraint=False."
         found.append(Finding("suspicious", "zero forces", text, _names(partly), mend))
@@ -254,8 +257,24 @@ def _zeros(frames: Sequence[Labelled]) -> list[Finding]:
     if zero:
         severity: Severity = "surely wrong" if len(zero) == len(stressed) and len(zero) > 1 else "suspicious"
         mend = "A missing stress was written as zeros: leave it out."
-        found.append(Finding(severity, "zero stress", "all components exactly zero", _names(zero), mend))
+        found.append(Finding(severity, "zero stress", "all components exactly zero", _names(zero), mend, "stress"))
     return found
+
+
+def _pulled(frame: Labelled) -> np.ndarray:
+    """[N]: whether the neighbours of an atom stand to one side of it, by a sum of vectors that fall off with the distance and differ by
+    element. Where they do not, its force vanishes."""
+    try:
+        graph = build_graph(frame.atoms, CUTOFFS[1])
+    except FlashACEError:  # `_cells` names it
+        return np.zeros(len(frame.atoms), bool)
+    (i, j), vec = graph.edge_index.numpy(), graph.edge_vec.numpy()
+    r = np.linalg.norm(vec, axis=1)
+    weight = (1 - r / CUTOFFS[1]) ** 2 * (1 + np.sin(frame.atoms.numbers[j]) / 2)
+    pull, size = np.zeros((len(frame.atoms), 3)), np.zeros(len(frame.atoms))
+    np.add.at(pull, i, (weight / r)[:, None] * vec)
+    np.add.at(size, i, weight)
+    return np.linalg.norm(pull, axis=1) > 1e-3 * size
 
 
 # --- outliers ---
