@@ -289,6 +289,9 @@ def info(model: str) -> None:
     if header.get("shortest_distances") is not None:
         distances = ", ".join(f"{pair} {r:.3f}" for pair, r in header["shortest_distances"].items())
         table.add_row("shortest distances", f"{distances} Å; other pairs never within r_max")
+    if header.get("coordination") is not None:
+        ranges = ", ".join(f"{pair} {least:.2f} to {most:.2f}" for pair, (least, most) in header["coordination"].items())
+        table.add_row("neighbours in training", f"{ranges} (the centre first, each neighbour counted by the envelope)")
     for name, value in header["config"].items():
         table.add_row(name, str(value))
     table.add_row("uncertainty", report.uncertainty_in_words(header.get("uncertainty")))

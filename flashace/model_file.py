@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from flashace.coordination import Coordination
 from flashace.errors import FlashACEError
 from flashace.model import AttentionACE, ModelConfig
 from flashace.uncertainty import Uncertainty
@@ -65,6 +66,7 @@ class Header(BaseModel):
     scale: FiniteFloat
     avg_num_neighbors: Positive
     shortest_distances: dict[str, Positive] | None = None
+    coordination: dict[str, list[FiniteFloat]] | None = None  # least and most of each ordered pair, which `Coordination` checks
     provenance: Provenance
 
 
@@ -97,6 +99,7 @@ def describe(model: AttentionACE) -> dict[str, Any]:
         "scale": model.scale,
         "avg_num_neighbors": model.avg_num_neighbors,
         "shortest_distances": model.shortest_distances,
+        "coordination": None if model.coordination is None else model.coordination.of_pairs,
     }
 
 
@@ -136,6 +139,8 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor],
             e0, scale, shortest = header["atomic_energies"], header["scale"], header.get("shortest_distances")
             model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest)
         model.load_state_dict(tensors, strict=True)
+        if header.get("coordination") is not None:
+            model.coordination = Coordination(header["coordination"], model.symbols)
         if described is not None:
             by_name = {name.removeprefix(UNCERTAINTY): tensor for name, tensor in statistics.items()}
             model.uncertainty = Uncertainty.restore(described, by_name, model.num_features)
