@@ -23,6 +23,7 @@ from flashace.graph import Graph
 from flashace.kernels.splines import splines_of
 from flashace.lammps.export import export_for_lammps
 from flashace.model_file import load_model, read_header, save_model
+from flashace.sanity import Sanity
 from flashace.serve import PORT
 from flashace.serve import serve as serve_sockets
 from flashace.train import report
@@ -295,6 +296,8 @@ def info(model: str) -> None:
     for name, value in header["config"].items():
         table.add_row(name, str(value))
     table.add_row("uncertainty", report.uncertainty_in_words(header.get("uncertainty")))
+    if provenance.get("sanity") is not None:
+        table.add_row("outside the data", Sanity(*(provenance["sanity"][name] for name in Sanity._fields)).in_words())
     table.add_row("splines of kernels", _splines_in_words(model))
     table.add_row("format", str(header["format"]))
     for name in ("training_data", "versions"):

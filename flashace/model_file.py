@@ -47,12 +47,24 @@ class ErrorRow(BaseModel):
     stress_rmse: float | None
 
 
+class SanityFound(BaseModel):
+    """`flashace.sanity.Sanity` at the end of the fit; infinite where something was not finite."""
+
+    energy: float
+    energy_bar: float
+    energy_of: str
+    force: float
+    force_bar: float
+    force_of: str
+
+
 class Provenance(BaseModel):
     """Where a model comes from. Nothing has to be known, anything may be added, and what is read somewhere is of the right kind."""
 
     training_data: TrainingData = TrainingData()
     reference_energies: str = ""
     errors: dict[str, list[ErrorRow]] = {}
+    sanity: SanityFound | None = None
     seed: int = 0
     versions: dict[str, str] = {}
 
