@@ -63,9 +63,15 @@ class Sanity(NamedTuple):
         )
 
 
+def bonds(symbols: Iterable[str]) -> dict[Pair, float]:
+    """Å: the sum of covalent radii of each pair."""
+    numbers = sorted(atomic_numbers[symbol] for symbol in symbols)
+    return {(a, b): float(covalent_radii[a] + covalent_radii[b]) for a, b in combinations_with_replacement(numbers, 2)}
+
+
 def short_distances(symbols: Iterable[str], known: Mapping[str, float]) -> dict[Pair, float]:
     """Å for each pair of elements: the shortest that is `known` ({"C-Si": 1.3}, of training), and the sum of covalent radii for others."""
-    return {pair: known.get(_named(pair), bond) for pair, bond in _bonds(symbols).items()}
+    return {pair: known.get(_named(pair), bond) for pair, bond in bonds(symbols).items()}
 
 
 def guessed_distances(atoms: Atoms) -> dict[Pair, float]:
@@ -73,11 +79,11 @@ def guessed_distances(atoms: Atoms) -> dict[Pair, float]:
 
     The longer of both: a metal comes closer than its covalent radii say, a noble gas does not come as close.
     """
-    bonds = _bonds(set(atoms.symbols))
-    graph = build_graph(atoms, 2 * max(bonds.values()))
+    usual = bonds(set(atoms.symbols))
+    graph = build_graph(atoms, 2 * max(usual.values()))
     numbers, r = np.sort(graph.numbers.numpy()[graph.edge_index.numpy()], axis=0), graph.edge_vec.norm(dim=1).numpy()
-    closest = {(a, b): r[(numbers[0] == a) & (numbers[1] == b)].min(initial=np.inf) for a, b in bonds}
-    return {pair: GUESS * (bond if np.isinf(closest[pair]) else max(bond, float(closest[pair]))) for pair, bond in bonds.items()}
+    closest = {(a, b): r[(numbers[0] == a) & (numbers[1] == b)].min(initial=np.inf) for a, b in usual}
+    return {pair: GUESS * (bond if np.isinf(closest[pair]) else max(bond, float(closest[pair]))) for pair, bond in usual.items()}
 
 
 def hard_structures(frames: Sequence[Atoms], short: Mapping[Pair, float], longest: float) -> list[Hard]:
@@ -127,12 +133,6 @@ def _too_close(atoms: Atoms, short: Mapping[Pair, float]) -> np.ndarray:
     close = np.zeros(len(atoms), dtype=bool)
     close[i[r < REPULSIVE * _table(short)[atoms.numbers[i], atoms.numbers[j]]]] = True
     return close
-
-
-def _bonds(symbols: Iterable[str]) -> dict[Pair, float]:
-    """Å: the sum of covalent radii of each pair."""
-    numbers = sorted(atomic_numbers[symbol] for symbol in symbols)
-    return {(a, b): float(covalent_radii[a] + covalent_radii[b]) for a, b in combinations_with_replacement(numbers, 2)}
 
 
 def _named(pair: Pair) -> str:

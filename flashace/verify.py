@@ -28,7 +28,7 @@ from rich.text import Text
 
 from flashace.errors import FlashACEError
 from flashace.graph import build_graph
-from flashace.sanity import Usual, guessed_distances, hard_structures, judge, short_distances
+from flashace.sanity import GUESS, Usual, bonds, guessed_distances, hard_structures, judge, short_distances
 
 P = ParamSpec("P")
 C = TypeVar("C")
@@ -533,7 +533,10 @@ def sanity(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64)
     """Pairs, trimers, surfaces, holes, a gas and packings have energies and forces of a size that matter can have."""
     model: Any = getattr(calculator, "model", None)
     known = getattr(model, "shortest_distances", None)
-    short = short_distances(set(atoms.symbols), known) if isinstance(known, dict) else guessed_distances(atoms)
+    short = guessed_distances(atoms)
+    if isinstance(known, dict):  # but no closer than bonds are: how hard atoms push there is not known without the training forces
+        told = short_distances(set(atoms.symbols), known)
+        short = {pair: max(told[pair], GUESS * bond) for pair, bond in bonds(set(atoms.symbols)).items()}
     state = evaluate(calculator, atoms)
     free_atoms = {int(z): evaluate(calculator, Atoms([z])).energy for z in np.unique(atoms.numbers)}
     energy = (state.energy - sum(free_atoms[z] for z in atoms.numbers)) / len(atoms)

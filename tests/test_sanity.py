@@ -10,7 +10,7 @@ from ase.calculators.morse import MorsePotential
 
 from flashace import verify
 from flashace.graph import build_graph
-from flashace.sanity import MOST_ATOMS, Sanity, Usual, guessed_distances, hard_structures, judge, short_distances
+from flashace.sanity import MOST_ATOMS, Hard, Sanity, Usual, guessed_distances, hard_structures, judge, short_distances
 
 LONGEST = 5.0
 FRAMES = {
@@ -99,7 +99,7 @@ USUAL = Usual(-4.0, -3.0, 2.0)
 
 def judged(energies, forces, usual=USUAL, r=2.0):
     """Of pairs of silicon at `r` whose energies are these, with these forces."""
-    structures = [(str(n), Atoms("Si2", [(0, 0, 0), (r, 0, 0)])) for n in range(len(energies))]
+    structures = [Hard(str(n), Atoms("Si2", [(0, 0, 0), (r, 0, 0)])) for n in range(len(energies))]
     results = [(2 * (e - 100.0), np.array([[f, 0, 0], [-f, 0, 0]])) for e, f in zip(energies, forces, strict=True)]
     return judge(structures, results, {14: -100.0}, usual, {(14, 14): 2.0})
 
