@@ -14,6 +14,7 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.cell import Cell
 from ase.data import chemical_symbols
 
+from flashace.coordination import CoordinationWarning, count_neighbours
 from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
 from flashace.errors import FlashACEError, ShortDistanceWarning, UncertaintyWarning
 from flashace.graph import Graph, VerletList, batch_graphs
@@ -107,7 +108,8 @@ class FlashACE(Calculator):
     Calculators of one model file, precision and device share their weights, and so do copies (`copy.deepcopy`): one per image of a path, or
     per thread, costs no memory. What surrounds a calculator in a program (inference mode, autocast, another default device or precision)
     does not change its numbers. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
-    `ShortDistanceWarning`.
+    `ShortDistanceWarning`, and so does the first with an atom that has far fewer or far more neighbours of an element than any in training
+    (a `CoordinationWarning`); with `stop_uncertainty` such a structure counts as a failed calculation.
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
@@ -174,7 +176,7 @@ class FlashACE(Calculator):
                 _check_has_uncertainty(model, name, p["model"])
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.verlet_list = VerletList(model.config.r_max, p["skin"])
-        self._warned_of_uncertainty = self._warned_of_distance = False
+        self._warned_of_uncertainty = self._warned_of_distance = self._warned_of_coordination = False
         self._species, self._shortest = (table.cpu().numpy().copy() for table in (model.element_index, model.shortest))
         self._falls_back, self._stresses = False, None
         self._known_numbers: np.ndarray | None = None  # of the last structure; elements rarely change
@@ -259,6 +261,7 @@ class FlashACE(Calculator):
     def evaluation(self, graph: Graph, prediction: Prediction) -> Evaluation:
         """What a user is told of one structure. Warns and raises as `calculate` does."""
         self._warn_of_short_distances(graph)
+        self._check_coordination(graph)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
         energy = float(prediction.energy)
         results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
@@ -358,6 +361,34 @@ class FlashACE(Calculator):
             stacklevel=2,
         )
         self._warned_of_distance = True
+
+    def _check_coordination(self, graph: Graph) -> None:
+        """Warns once of an atom with far fewer or far more neighbours than in training; each time, `stop_uncertainty` makes it an error.
+
+        A model file that does not tell the range of its training data knows of none.
+        """
+        known, stops = self.model.coordination, self.parameters["stop_uncertainty"] is not None
+        if known is None or (self._warned_of_coordination and not stops):
+            return
+        i, j = graph.edge_index.numpy()
+        species, vec, c = self._species[graph.numbers.numpy()], graph.edge_vec.numpy(), self.model.config
+        squares = np.einsum("ec,ec->e", vec, vec)
+        numbers = count_neighbours(i, species[j], squares, len(species), len(known.least), c.r_max, c.envelope_exponent)
+        outside = known.far_outside(numbers, species)
+        if not len(outside):
+            return
+        found = known.farthest(outside[0], numbers[outside[0]], species[outside[0]])
+        centre, neighbour = self.model.symbols[species[found.atom]], self.model.symbols[found.neighbour]
+        message = (
+            f"{len(outside)} of {len(species)} atoms have far fewer or far more neighbours than any in the training data, most of all atom "
+            f"{found.atom} ({centre}): {found.number:.2f} neighbours {neighbour}, counted by the envelope, and {found.least:.2f} to "
+            f"{found.most:.2f} in training. Energy and forces are a guess here: look whether the structure is meant to be like this, or "
+            "add such frames to the training data"
+        )
+        if stops:
+            raise CalculationFailed(f"stop_uncertainty: {message}")
+        warnings.warn(f"{message} (this calculator warns once)", CoordinationWarning, stacklevel=2)
+        self._warned_of_coordination = True
 
 
 if "flashace" not in external_calculators:  # a module may be imported twice, and ASE takes a name once

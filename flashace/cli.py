@@ -325,6 +325,7 @@ def export(model: str, engine: str, output: str | None, dtype: str, march: str) 
 def info(model: str) -> None:
     """What MODEL is: elements, sizes, reference energies, what it was fitted to and how well."""
     from flashace.model_file import read_header
+    from flashace.sanity import Sanity
     from flashace.train import report
 
     header = read_header(model)
@@ -339,9 +340,16 @@ def info(model: str) -> None:
     if header.get("shortest_distances") is not None:
         distances = ", ".join(f"{pair} {r:.3f}" for pair, r in header["shortest_distances"].items())
         table.add_row("shortest distances", f"{distances} Å; other pairs never within r_max")
+    if header.get("coordination") is not None:
+        ranges = ", ".join(f"{pair} {least:.2f} to {most:.2f}" for pair, (least, most) in header["coordination"].items())
+        table.add_row("neighbours in training", f"{ranges} (the centre first, each neighbour counted by the envelope)")
+    if header.get("energy_bound") is not None:
+        table.add_row("bound of the network", f"{header['energy_bound']:.4g} eV per atom, beyond its reference energy")
     for name, value in header["config"].items():
         table.add_row(name, str(value))
     table.add_row("uncertainty", report.uncertainty_in_words(header.get("uncertainty")))
+    if provenance.get("sanity") is not None:
+        table.add_row("outside the data", Sanity(*(provenance["sanity"][name] for name in Sanity._fields)).in_words())
     table.add_row("splines of kernels", _splines_in_words(model))
     table.add_row("format", str(header["format"]))
     if "check" in provenance:

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from flashace.coordination import Coordination
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.nn.attention import NeighbourAttention
@@ -86,6 +87,7 @@ class AttentionACE(nn.Module):
     atomic_energies: Tensor  # [S] eV
     shortest: Tensor  # [S, S] Å; of the training data, at most r_max, and 0 where it is not known
     uncertainty: Uncertainty | None  # of the energies, from the end of a fit
+    coordination: Coordination | None  # of the training data; nothing that the energies depend on
 
     def __init__(
         self,
@@ -129,6 +131,7 @@ class AttentionACE(nn.Module):
         trusted = {pair: TRUSTED * r for pair, r in (shortest_distances or {}).items()}
         self.repulsion = Repulsion(numbers, _pair_table(trusted, self.symbols, bond)) if c.zbl else None
         self.uncertainty = None
+        self.coordination = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AttentionACE":
         """What `float()`, `half()` and `to(dtype)` do: energies in eV stay float64, and follow to another device alone."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
+from flashace.coordination import Coordination
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.model import AttentionACE, ModelConfig
@@ -50,12 +51,24 @@ class ErrorRow(BaseModel):
     stress_rmse: float | None
 
 
+class SanityFound(BaseModel):
+    """`flashace.sanity.Sanity` at the end of the fit; infinite where something was not finite."""
+
+    energy: float
+    energy_bar: float
+    energy_of: str
+    force: float
+    force_bar: float
+    force_of: str
+
+
 class Provenance(BaseModel):
     """Where a model comes from. Nothing has to be known, anything may be added, and what is read somewhere is of the right kind."""
 
     training_data: TrainingData = TrainingData()
     reference_energies: str = ""
     errors: dict[str, list[ErrorRow]] = {}
+    sanity: SanityFound | None = None
     seed: int = 0
     versions: dict[str, str] = {}
 
@@ -70,6 +83,7 @@ class Description(BaseModel):
     avg_num_neighbors: Positive
     shortest_distances: dict[str, Positive] | None = None
     energy_bound: Positive | None = None
+    coordination: dict[str, list[FiniteFloat]] | None = None  # least and most of each ordered pair, which `Coordination` checks
 
 
 class Header(Description):
@@ -111,6 +125,7 @@ def describe(model: AttentionACE) -> dict[str, Any]:
         "avg_num_neighbors": model.avg_num_neighbors,
         "shortest_distances": model.shortest_distances,
         "energy_bound": None if model.energy_bound == math.inf else model.energy_bound,
+        "coordination": None if model.coordination is None else model.coordination.of_pairs,
     }
 
 
@@ -182,6 +197,8 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor],
             e0, scale, shortest = header["atomic_energies"], header["scale"], header.get("shortest_distances")
             model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest, bound_of(header))
         model.load_state_dict(tensors, strict=True)
+        if header.get("coordination") is not None:
+            model.coordination = Coordination(header["coordination"], model.symbols)
         if described is not None:
             by_name = {name.removeprefix(UNCERTAINTY): tensor for name, tensor in statistics.items()}
             model.uncertainty = Uncertainty.restore(described, by_name, model.num_features)

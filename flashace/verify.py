@@ -28,12 +28,14 @@ from rich.text import Text
 
 from flashace.errors import FlashACEError
 from flashace.graph import build_graph
+from flashace.sanity import GUESS, Usual, bonds, guessed_distances, hard_structures, judge, short_distances
 
 P = ParamSpec("P")
 C = TypeVar("C")
 
 SEED = 0
 LONGEST = 12.0  # Å; how far a cutoff is looked for where the calculator does not tell it
+FARTHEST_PAIR = 6.0  # Å; of the structures of `sanity`, where the calculator does not tell its cutoff
 SHORTEST = 0.5  # Å; where the curves of two atoms begin
 # What a calculator that is not ours may raise for a structure; a law then says what, and the next law goes on.
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -527,6 +529,31 @@ def finite_results(calculator: Calculator, atoms: Atoms, precision: Precision = 
 
 
 @law
+def sanity(calculator: Calculator, atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
+    """Pairs, trimers, surfaces, holes, a gas and packings have energies and forces of a size that matter can have."""
+    model: Any = getattr(calculator, "model", None)
+    known = getattr(model, "shortest_distances", None)
+    short = guessed_distances(atoms)
+    if isinstance(known, dict):  # but no closer than bonds are: how hard atoms push there is not known without the training forces
+        told = short_distances(set(atoms.symbols), known)
+        short = {pair: max(told[pair], GUESS * bond) for pair, bond in bonds(set(atoms.symbols)).items()}
+    state = evaluate(calculator, atoms)
+    free_atoms = {int(z): evaluate(calculator, Atoms([z])).energy for z in np.unique(atoms.numbers)}
+    energy = (state.energy - sum(free_atoms[z] for z in atoms.numbers)) / len(atoms)
+    usual = Usual(energy, energy, float(np.linalg.norm(state.forces, axis=1).max()))
+    structures = hard_structures([atoms], short, _told(calculator) or FARTHEST_PAIR)
+    results = []
+    for name, structure in structures:
+        try:
+            state = evaluate(calculator, structure, with_stress=False)
+        except CalculationFailed as error:
+            raise CalculationFailed(f"{name}: {error}") from error
+        results.append((state.energy, state.forces))
+    found = judge(structures, results, free_atoms, usual, short)
+    return Finding(found.worst, 1.0, "of the bars", found.in_words())
+
+
+@law
 def history(make_calculator: Callable[[], Calculator], atoms: Atoms, precision: Precision = FLOAT64) -> Finding:
     """The result depends on the structure alone, not on what was computed before."""
     used, all_found = make_calculator(), []
@@ -599,11 +626,12 @@ LAWS = (
     force_jumps_in_the_structure,
     pair_repulsion,
     pair_tortuosity,
+    sanity,
     energy_conservation,
 )
 
 
-def evaluate(calculator: Calculator, atoms: Atoms) -> State:
+def evaluate(calculator: Calculator, atoms: Atoms, with_stress: bool = True) -> State:
     """Energy, forces and, for a periodic structure whose cell has a volume, stress times volume.
 
     Raises CalculationFailed for what is not finite, so that no comparison meets a NaN, and for whatever the calculator raises.
@@ -612,7 +640,7 @@ def evaluate(calculator: Calculator, atoms: Atoms) -> State:
     try:
         atoms.calc = calculator
         energy, forces = float(atoms.get_potential_energy()), np.array(atoms.get_forces(apply_constraint=False))
-        if atoms.pbc.any() and atoms.cell.rank == 3:
+        if with_stress and atoms.pbc.any() and atoms.cell.rank == 3:
             with contextlib.suppress(NotImplementedError):
                 virial = atoms.get_stress(voigt=False, apply_constraint=False) * atoms.get_volume()
     except CalculationFailed:

@@ -454,6 +454,8 @@ def test_info_tells_all_that_one_wants_to_know(flashace, run_folder, data_file, 
     assert "least squares over 12 frames" in text
     for pair, distance in header["shortest_distances"].items():
         assert f"{pair} {distance:.3f}" in text
+    for pair, (least, most) in header["coordination"].items():
+        assert f"{pair} {least:.2f} to {most:.2f}" in text
     assert header["provenance"]["training_data"]["sha256"] in joined
     assert "frames 11" in text
     for package in ("flashace", "torch", "e3nn", "ase", "matscipy", "numpy"):

@@ -27,6 +27,7 @@ from flashace.graph import Graph, VerletList, build_graph
 from flashace.model import AttentionACE, ModelConfig
 from flashace.model_file import save_model
 from flashace.nn.layer import Layer
+from flashace.nn.radial import polynomial_envelope
 from flashace.verify import PRECISIONS, LawResult
 
 R_MAX = 4.0
@@ -76,7 +77,7 @@ SILENT = {
     "atom": {"chunked equals whole", "wrapping", "lattice vectors", "supercell", "stress", "permutation", "hessian symmetry"},
 }
 OF_PAIRS = (verify.atoms_in_a_line, verify.cutoff_with_a_lone_neighbour, verify.force_jumps_of_a_pair)  # ask for the elements alone
-LEARNED = (verify.pair_repulsion, verify.pair_tortuosity)  # what data teaches, and an untrained model does not know
+LEARNED = (verify.pair_repulsion, verify.pair_tortuosity, verify.sanity)  # what data teaches, and an untrained model does not know
 
 
 def named(*laws: Callable[..., LawResult]) -> list[str]:
@@ -228,6 +229,12 @@ def many_minima(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tenso
     return -interaction + _steps(model, graph, torch.cos(12 * r) * (1 - r / model.config.r_max).clamp(min=0) ** 3)
 
 
+def polynomial(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tensor:
+    """Small where atoms have many neighbours, and large where they have few: nothing cancels there."""
+    number = _steps(model, graph, polynomial_envelope(graph.edge_vec.double().norm(dim=-1), model.config.r_max, 6))
+    return 300 * number / (1 + number) ** 3
+
+
 def rough_single_precision(model: AttentionACE, graph: Graph, interaction: Tensor) -> Tensor:
     return 1e-3 * interaction if model.dtype == torch.float32 else 0 * interaction
 
@@ -316,6 +323,7 @@ BROKEN: dict[str, tuple[Break, set[str], set[str]]] = {
     "the cell itself": (energies(the_cell_itself), {"lattice vectors", "supercell", "open directions"}, {"rotation", "forces"}),
     "attraction": (energies(attraction), {"pair repulsion"}, {"pair tortuosity", "forces"}),
     "many minima": (energies(many_minima), {"pair tortuosity"}, {"forces", "rotation"}),
+    "polynomial": (energies(polynomial), {"sanity"}, {"forces", "rotation", "isolated atom", "cutoff with a lone neighbour"}),
     "every direction periodic": (every_direction_periodic, {"open directions"}, {"wrapping", "supercell", "forces"}),
     "missing E0": (results(energies_without_reference), {"isolated atom", "sums over atoms"}, {"forces", "additivity"}),
     "stress per other volume": (results(stress_per_other_volume), {"stress", "sums over atoms"}, {"forces", "rotation"}),

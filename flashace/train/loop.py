@@ -42,6 +42,7 @@ from flashace.train.neighbors import build_graphs, fresh_graphs
 from flashace.train.optim import Schedule, loss_weights, make_average, make_optimizers
 from flashace.train.prepare import Prepared, make_model, start_readouts
 from flashace.train.ranks import ALONE, LostRank, Ranks, shares
+from flashace.train.sanity import in_a_sentence, sanity_of_fit
 from flashace.train.step import TrainStep
 
 COMPILE_PAYS = 12 * 60  # s of plain training above which compiling is worth its one to three minutes
@@ -526,11 +527,12 @@ class Trainer:
         if not self.ranks.first:
             return
         rows = {name: error_rows(*predicted) for name, predicted in predictions.items()}
+        sanity = sanity_of_fit(model, sets["train"][0])
         try:
             model.uncertainty = estimate_uncertainty(model, *sets.values())
         except FlashACEError as error:
             self._say(f"{error}; the model is saved without. `flashace calibrate` adds it")
-        save_model(self.folder / "model.pt", model, self._provenance(rows))
+        save_model(self.folder / "model.pt", model, self._provenance(rows) | {"sanity": sanity._asdict()})
         report.learning_curve(self.folder / "metrics.csv", self.folder / "learning_curve.png")
         report.parity(predictions, self.folder / "parity.png")
         self.console.print(report.error_table(rows))
@@ -539,6 +541,7 @@ class Trainer:
         self.console.print(
             f"{self._steps()} steps, {self._steps() / self.batches_per_epoch:.1f} epochs, {self.elapsed / 60:.1f} minutes of training"
         )
+        self._say(in_a_sentence(sanity))
 
     def _provenance(self, rows: dict[str, Any]) -> dict[str, Any]:
         packages = ("flashace", "torch", "e3nn", "ase", "matscipy", "numpy")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from flashace.calculator import choose_device, choose_dtype
+from flashace.coordination import Coordination
 from flashace.derivatives import EdgeBudget
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, Part
@@ -175,19 +176,24 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
             f"r_max={prepared.config.model.r_max:g} Å: no atom of the training frames has a neighbour within it; raise --r-max"
         )
     start = prepared.start
-    before = {} if start is None else start.model.get("shortest_distances")  # None of a model that does not know its own
-    average, shortest = statistics.neighbour_statistics(graphs, before or {})
+    c = prepared.config.model
+    # None of a model that does not know its own
+    before, counted = ({} if start is None else start.model.get(name) for name in ("shortest_distances", "coordination"))
+    elements = list(prepared.references.values)
+    found = statistics.neighbour_statistics(graphs, elements, c.r_max, c.envelope_exponent, before or {}, counted or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(prepared.config.train.seed)
         model = AttentionACE(
-            prepared.config.model,
+            c,
             prepared.references.values,
             scale=prepared.units.forces if start is None else start.model["scale"],
-            avg_num_neighbors=average if start is None else start.model["avg_num_neighbors"],
+            avg_num_neighbors=found.average if start is None else start.model["avg_num_neighbors"],
             dtype=prepared.dtype,
-            shortest_distances=None if before is None else shortest,
+            shortest_distances=None if before is None else found.shortest,
             energy_bound=statistics.energy_bound(prepared.train, prepared.references.values) if start is None else bound_of(start.model),
         )
+    if counted is not None:
+        model.coordination = Coordination(found.coordination, model.symbols)
     if start is not None:
         model.load_state_dict(start.weights, strict=True)
     return model.to(prepared.device)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
+from flashace.coordination import count_neighbours
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.train.data import Labelled
@@ -128,17 +130,49 @@ def closest_pairs(graph: Graph) -> dict[tuple[int, int], float]:
     return {(a, b): float(r[(pairs[0] == a) & (pairs[1] == b)].min()) for a, b in np.unique(pairs, axis=1).T.tolist()}
 
 
-def neighbour_statistics(graphs: Iterable[Graph], before: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """Over all graphs, each looked at once: neighbours per atom, at least 1; and {"C-Si": 1.3, …} in Å, for each pair of elements the
-    shortest distance within the cutoff, or `before`."""
+class Neighbours(NamedTuple):
+    """What `neighbour_statistics` finds."""
+
+    average: float  # neighbours per atom, at least 1
+    shortest: dict[str, float]  # {"C-Si": 1.3, …} in Å, of each pair of elements within the cutoff
+    coordination: dict[str, tuple[float, float]]  # {"C-Si": (0.4, 4.3), …}: least and most Si around a C, as `count_neighbours` has it
+
+
+def neighbour_statistics(
+    graphs: Iterable[Graph],
+    elements: Sequence[str],
+    r_max: float,
+    exponent: int,
+    shortest: Mapping[str, float],
+    coordination: Mapping[str, Sequence[float]],
+) -> Neighbours:
+    """Over all graphs, each looked at once, and what was known before: `shortest` and `coordination` as in `Neighbours`.
+
+    `elements` are those of the graphs, by atomic number; `r_max` and `exponent` those of the envelope. An atom without neighbours does not
+    count for the coordination: the model has its energy right without learning.
+    """
     edges = atoms = 0
-    shortest = {(atomic_numbers[a], atomic_numbers[b]): r for (a, b), r in ((pair.split("-"), r) for pair, r in before.items())}
+    closest = {(atomic_numbers[a], atomic_numbers[b]): r for (a, b), r in ((pair.split("-"), r) for pair, r in shortest.items())}
+    names = [f"{a}-{b}" for a in elements for b in elements]
+    ends = np.array([coordination.get(name, (np.inf, 0.0)) for name in names]).reshape(len(elements), len(elements), 2)
+    known = np.array([atomic_numbers[symbol] for symbol in elements])
     for graph in graphs:
         edges, atoms = edges + graph.edge_vec.shape[0], atoms + graph.numbers.shape[0]
         for pair, r in closest_pairs(graph).items():
-            shortest[pair] = min(r, shortest.get(pair, r))
-    named = {f"{chemical_symbols[a]}-{chemical_symbols[b]}": shortest[a, b] for a, b in sorted(shortest)}
-    return max(edges / atoms, 1.0), named
+            closest[pair] = min(r, closest.get(pair, r))
+        (i, j), species = graph.edge_index.numpy(), np.searchsorted(known, graph.numbers.numpy())
+        squares = graph.edge_vec.double().square().sum(1).numpy()
+        numbers = count_neighbours(i, species[j], squares, len(species), len(elements), r_max, exponent)
+        for s in np.unique(species[i]):
+            of_this = numbers[(species == s) & numbers.any(axis=1)]
+            ends[s, :, 0] = np.minimum(ends[s, :, 0], of_this.min(axis=0))
+            ends[s, :, 1] = np.maximum(ends[s, :, 1], of_this.max(axis=0))
+    ends[..., 0] = np.minimum(ends[..., 0], ends[..., 1])  # of an element that never has a neighbour, nothing is known: 0 to 0
+    return Neighbours(
+        average=max(edges / atoms, 1.0),
+        shortest={f"{chemical_symbols[a]}-{chemical_symbols[b]}": closest[a, b] for a, b in sorted(closest)},
+        coordination={name: (float(a), float(b)) for name, (a, b) in zip(names, ends.reshape(-1, 2), strict=True)},
+    )
 
 
 def _rms(sums: np.ndarray, least: float) -> float:

@@ -300,7 +300,7 @@ def test_odds_pay_for_what_was_tried() -> None:
     assert conventions.e_bh(odds_of) == {}
     odds_of[3, 10:20] = 15.4  # ten frames that agree pay together
     odds_of[2, 10] = 15.5
-    assert conventions.e_bh(odds_of) == {i: 3 for i in range(10, 20)} | ({7: 3} if 15.0 > 9.2 + np.log(3400 / 11) else {})
+    assert conventions.e_bh(odds_of) == dict.fromkeys(range(10, 20), 3) | ({7: 3} if 9.2 + np.log(3400 / 11) < 15.0 else {})
 
 
 def test_labels_under_other_names_are_mended_where_they_stand() -> None:

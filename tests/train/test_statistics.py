@@ -80,18 +80,20 @@ def test_perfect_crystals_do_not_divide_by_zero():
 
 def test_neighbours_are_counted_per_atom(structure):
     graphs = [build_graph(structure("crystal"), 2.5), build_graph(structure("atom"), 2.5)]
-    assert neighbour_statistics(graphs[:1], {})[0] == 4.0
-    assert neighbour_statistics(graphs, {})[0] == pytest.approx(32 / 9)
-    assert neighbour_statistics(graphs[1:], {})[0] == 1.0
+    averages = [neighbour_statistics(some, ["C", "Si"], 2.5, 6, {}, {}).average for some in (graphs[:1], graphs, graphs[1:])]
+    assert averages == [4.0, pytest.approx(32 / 9), 1.0]
 
 
 def test_shortest_distances_are_those_of_all_graphs_and_of_what_was_before():
     graphs = [build_graph(frame(symbols).atoms, 4.0) for symbols in ("HCO", "OCC", "H")]  # in a row, 2 sqrt(3) Å apart
     near = build_graph(Atoms("CHC", [(0, 0, 0), (0, 1.25, 0), (3.0, 0, 0)]), 4.0)
     step = 2 * 3**0.5
-    _, found = neighbour_statistics([*graphs, near], {"C-O": 1.5, "H-H": 0.7, "C-C": 3.5})
+    before = {"C-O": 1.5, "H-H": 0.7, "C-C": 3.5}
+    found, alone = (
+        neighbour_statistics(some, ["H", "C", "O"], 4.0, 6, known, {}).shortest for some, known in (([*graphs, near], before), (graphs, {}))
+    )
     assert found == pytest.approx({"H-H": 0.7, "H-C": 1.25, "C-C": 3.0, "C-O": 1.5})
-    assert neighbour_statistics(graphs, {})[1] == pytest.approx({"H-C": step, "C-C": step, "C-O": step})
+    assert alone == pytest.approx({"H-C": step, "C-C": step, "C-O": step})
     assert list(found) == ["H-H", "H-C", "C-C", "C-O"]
 
 
