@@ -22,7 +22,7 @@ from flashace.kernels import cpu
 from flashace.kernels.cpu import CpuKernel
 from flashace.model import AttentionACE, Interaction
 from flashace.model_file import pack_model, share_model, unpack_model
-from flashace.surroundings import undisturbed
+from flashace.surroundings import exact_products, undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 KERNELS = "auto", "compiled", "plain"
@@ -285,7 +285,8 @@ class FlashACE(Calculator):
         model = self.model.with_features if features else self.model
         if kernel is not None:
             model = partial(model, interaction=kernel)
-        return predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
+        with exact_products():
+            return predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
 
     def _kernel(self) -> CpuKernel | Interaction | None:
         """What `kernel` asks for; None is the plain path."""

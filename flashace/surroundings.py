@@ -15,17 +15,16 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-AUTOCAST = "cpu", "cuda"
 MATMUL: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 FULL = "none", "ieee"  # none is nothing that anybody has asked for
 _forked = False  # and not looked after yet
 
 
 def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
-    """Within it, tensors are ordinary ones of float32 on the CPU unless asked for otherwise, and nothing is rounded that need not be.
+    """Within it, tensors are ordinary ones of float32 on the CPU unless asked for otherwise, and operations compute in their precision.
 
-    Where everything is as usual, this costs some microseconds. Default precision, anomaly detection and the precision of matrix products
-    belong to the process: where they are not as usual, other threads see them changed meanwhile.
+    Where everything is as usual, this costs two microseconds. Default precision and anomaly detection belong to the process: where they
+    are not as usual, other threads see them changed meanwhile.
     """
 
     @wraps(function)
@@ -40,33 +39,47 @@ def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
     return inside
 
 
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Within it, matrix products of float32 are computed in float32, not in TF32 or bfloat16. The setting belongs to the process, too.
+
+    Apart from `undisturbed`, since to look at it costs as much again, and compiled C has no such products.
+    """
+    with ExitStack() as stack:
+        for backend in MATMUL:
+            if backend.fp32_precision not in FULL:
+                stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+                backend.fp32_precision = "ieee"
+        yield
+
+
 def _as_usual() -> bool:
     made = torch.empty(0)
     return (
         made.dtype == torch.float32
         and made.device.type == "cpu"
         and not made.is_inference()
-        and not any(torch.is_autocast_enabled(device) for device in AUTOCAST)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled("cuda")
         and not torch.is_anomaly_enabled()
-        and all(backend.fp32_precision in FULL for backend in MATMUL)
     )
 
 
 @contextmanager
 def _usual() -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        for device in AUTOCAST:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(torch.device("cpu"))
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
-        stack.enter_context(torch.autograd.set_detect_anomaly(False))
-        for backend in MATMUL:
-            if backend.fp32_precision not in FULL:
-                stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-                backend.fp32_precision = "ieee"
-        yield
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            torch.device("cpu"),
+            torch.autograd.set_detect_anomaly(False),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _note_fork() -> None:
