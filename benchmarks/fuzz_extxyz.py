@@ -82,7 +82,9 @@ def judge(path: Path) -> str:
     if refused:
         return "refused" if len(refused) < 1000 + len(str(path)) else f"an error of {len(refused)} characters"
     if done.exit_code and "surely wrong" not in done.output:
-        return f"flashace check refuses what is read: {done.output.splitlines()[-1]}"
+        return (
+            "refused" if done.output.splitlines()[-1].startswith("Error: ") else f"flashace check ends without a word: {done.output[-200:]}"
+        )
     return "loaded" if path.suffix == ".gz" else _difference([frame.atoms for frame in frames], path) or "loaded"
 
 

@@ -28,6 +28,7 @@ from flashace.train.lazy import take
 LABELS = ("energy", "forces", "stress")
 NO_KEY = "none"  # as the name of a key: this label is left out
 LARGEST = 1e15  # eV, eV/Å, eV/Å³: beyond any label, and its square is still a number of float32
+FLATTEST = 1e-3  # Å
 WEIGHT = re.compile(r"(config_)?((energy|forces?|stress|virials?)_)?weights?", re.IGNORECASE)  # of frames, for other programs
 
 
@@ -305,12 +306,26 @@ def _check_structure(atoms: Atoms, origin: str) -> None:
             raise FlashACEError(
                 f"{origin}: expected {name} of at most {FARTHEST:g} Å, got {np.abs(numbers).max():g}; repair or remove this frame"
             )
+    if _collapsed(atoms.cell.array):
+        raise FlashACEError(
+            f"{origin}: expected lattice vectors that span a cell, got {atoms.cell.array.tolist()}, which is flatter than {FLATTEST:g} Å; "
+            "repair or remove this frame"
+        )
     unknown = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))]
     if len(unknown):
         raise FlashACEError(
             f"{origin}: expected atomic numbers from 1 to {len(chemical_symbols) - 1}, got {unknown[0]}"
             f"{' (the symbol X)' if unknown[0] == 0 else ''}; correct or remove this frame"
         )
+
+
+def _collapsed(cell: np.ndarray) -> bool:
+    """Whether the lattice vectors, those of length zero aside, depend on each other or nearly so."""
+    longest = float(np.sqrt((cell * cell).sum(1).max()))
+    if abs(np.linalg.det(cell)) > FLATTEST * longest**2 > 0:  # no height is less than volume / longest²
+        return False
+    vectors = cell[cell.any(1)]
+    return len(vectors) > 0 and float(np.linalg.svd(vectors, compute_uv=False).min()) < FLATTEST
 
 
 def _allowed(complain: Callable[[str], Any] | None, check: Callable[..., Any], *arguments: Any) -> bool:

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def _read(path: Path) -> Iterator[Atoms]:
         elif form == "extxyz":
             yield from read_extxyz(path)
         else:
+            if form == "traj":
+                _check_one_trajectory(path)
             yield from iread(str(path), index=":", do_not_split_by_at_sign=True)
     except FlashACEError:
         raise
@@ -95,6 +98,17 @@ def _read(path: Path) -> Iterator[Atoms]:
         lacking = path.name.endswith(LMDB) and isinstance(error, ModuleNotFoundError)
         mend = "`pip install 'flashace[lmdb]'`" if lacking else "check that it is complete, or convert it to .extxyz"
         raise FlashACEError(f"{path}: expected a file that ase.io.read can read, got {type(error).__name__}: {error}; {mend}") from error
+
+
+def _check_one_trajectory(path: Path) -> None:
+    """Raises FlashACEError where `cat` has put several trajectories into one file: ASE would read the first, without a word."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        joined = content.find(b"- of UlmASE-Trajectory", 1) > 0
+    if joined:
+        raise FlashACEError(
+            f"{path}: expected one trajectory, got several joined in one file, of which only the first would be read; "
+            "join them with `ase convert a.traj b.traj both.traj`"
+        )
 
 
 def _atoms_of(row: Any) -> Atoms:

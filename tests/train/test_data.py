@@ -343,6 +343,8 @@ def test_weights_of_frames_are_named_since_nothing_reads_them(saved):
         ({"numbers": [14, 200]}, "expected atomic numbers from 1 to 118, got 200"),
         ({"numbers": [0, 14]}, r"expected atomic numbers from 1 to 118, got 0 \(the symbol X\)"),
         ({"cell": np.eye(3) * 1e300}, r"expected cell of at most 1e\+09 Å, got 1e\+300"),
+        ({"cell": np.eye(3) * 1e-200}, "expected lattice vectors that span a cell, .* flatter than 0.001 Å"),
+        ({"cell": [[4, 0, 0], [0, 4, 0], [4, 4, 0]]}, "expected lattice vectors that span a cell"),
         ({"positions": [[0, 0, 0], [1e12, 0, 0]]}, r"expected positions of at most 1e\+09 Å, got 1e\+12"),
     ],
 )
@@ -359,6 +361,13 @@ def test_what_no_structure_can_have(saved, change, message):
 @pytest.mark.parametrize("info", [{"REF_energy": 1e300}, {"REF_energy": -1e16}])
 def test_labels_beyond_all_bounds(saved, info):
     fails(r"REF_energy: expected numbers up to 1e\+15", read_labelled, saved(crystal(info)), required=["energy"])
+
+
+@pytest.mark.parametrize("cell", [np.zeros((3, 3)), np.diag([3.0, 3.0, 2e4]), np.diag([4.0, 0, 0]), [[4, 0, 0], [40, 4, 0], [0, 40, 4]]])
+def test_cells_may_be_flat_or_long_or_skewed(saved, cell):
+    atoms = crystal({"REF_energy": -5.0})
+    atoms.set_cell(cell)
+    assert len(read_labelled(saved(atoms), required=["energy"])[0]) == 1
 
 
 # Isolated atoms, split, hash

@@ -136,3 +136,12 @@ def test_names_that_no_file_of_ours_could_keep(tmp_path, make_frames):
         origins(path)
     with pytest.raises(FlashACEError, match="got File name too long"):
         origins(tmp_path / ("x" * 3000))
+
+
+def test_trajectories_that_cat_has_joined_are_refused(tmp_path, make_frames):
+    """ASE reads the first of them."""
+    write(tmp_path / "a.traj", make_frames(2))
+    assert len(origins(tmp_path / "a.traj")) == 2
+    (tmp_path / "both.traj").write_bytes(2 * (tmp_path / "a.traj").read_bytes())
+    with pytest.raises(FlashACEError, match=r"both\.traj: expected one trajectory, got several joined"):
+        origins(tmp_path / "both.traj")
