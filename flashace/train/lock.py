@@ -26,7 +26,7 @@ def locked(folder: Path, new: bool = False, tell: Callable[[str], Any] = lambda 
     """
     place = os.path.realpath(folder)
     held = _mine.__dict__.setdefault("folders", set())
-    if place in held:
+    if place in held and not new:
         yield
         return
     made = not folder.exists()

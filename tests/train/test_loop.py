@@ -3,6 +3,7 @@
 import csv
 import itertools
 import signal
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,16 +85,44 @@ def test_metrics_are_numbers_that_belong_together(fit, tmp_path):
 
 
 def test_max_time_ends_the_fit_and_its_schedule(fit, tmp_path, monkeypatch):
-    """With a clock of our own, which moves by 10 ms whenever it is looked at."""
+    """With a clock of our own, which moves by 100 ms whenever it is looked at."""
     ticks = itertools.count()
-    clock = SimpleNamespace(monotonic=lambda: 0.01 * next(ticks))
+    clock = SimpleNamespace(monotonic=lambda: 0.1 * next(ticks))
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(cli, "time", clock)
-    assert fit("run", epochs=None, max_time=0.05, learning_rate=1e-3, dtype="float32").exit_code == 0
-    assert 2.5 < clock.monotonic() < 3.5
+    assert fit("run", epochs=None, max_time=0.5, learning_rate=1e-3, dtype="float32").exit_code == 0
+    assert 20 < clock.monotonic() < 30
     last = rows(tmp_path / "run")[-1]
     assert float(last["epoch"]) > 5
     assert float(last["learning_rate"]) < 2e-4
+
+
+def test_max_time_counts_what_comes_after_the_last_step(fit, make_frames, tmp_path, monkeypatch):
+    """Predictions take 0.1 s a frame here, and nothing else takes any time: validation, closing table and uncertainty fit in as well."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    plain, train = loop.predict_each, TrainStep.__call__
+
+    def slow(model, graphs):
+        for prediction in plain(model, graphs):
+            now[0] += 0.1
+            yield prediction
+
+    def step(self, *arguments):
+        now[0] += 0.5
+        return train(self, *arguments)
+
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(cli, "time", clock)
+    monkeypatch.setattr(loop, "predict_each", slow)
+    monkeypatch.setattr(TrainStep, "__call__", step)
+    write(tmp_path / "more.extxyz", make_frames(60))
+    assert fit("run", data=[str(tmp_path / "more.extxyz")], epochs=None, max_time=0.5).exit_code == 0
+    assert 20 < now[0] < 30.5
+    assert float(rows(tmp_path / "run")[-1]["epoch"]) < 3
+    now[0] = 0.0
+    late = fit("late", data=[str(tmp_path / "more.extxyz")], epochs=None, max_time=0.1)
+    assert "max_time: this fit will take" in late.output
 
 
 def test_labels_that_are_missing_are_left_out(fit, make_frames, tmp_path):
@@ -182,6 +211,69 @@ def test_a_second_signal_ends_at_once(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainStep, "__call__", call)
     assert fit("run").exit_code != 0
     assert not (tmp_path / "run/model.pt").exists()
+
+
+def test_a_signal_while_the_step_is_compiled_is_heard_at_once(fit, flashace, tmp_path, monkeypatch):
+    """Compiling takes minutes; nothing is lost with it but itself."""
+    fit("whole", epochs=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "_trace", lambda self: signal.raise_signal(signal.SIGTERM) or pytest.fail("went on compiling"))
+        stopped = fit("parts", epochs=3, compile=True)
+    assert stopped.exit_code == 130, stopped.output
+    assert "flashace fit --resume parts" in stopped.output
+    config = tmp_path / "parts/config.yaml"
+    config.write_text(config.read_text().replace("compile: true", "compile: false"))
+    assert flashace("fit", "--resume", "parts").exit_code == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_fit_in_a_thread(fit, tmp_path):
+    """As dask and notebooks run it: Python lets nobody but the main thread listen to signals."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(fit("run")))
+    thread.start()
+    thread.join()
+    assert results[0].exit_code == 0, results[0].output
+    assert (tmp_path / "run/model.pt").is_file()
+
+
+def test_two_fits_in_one_folder(fit, flashace, tmp_path, monkeypatch):
+    """The second one ends at once and names the first; the first is what it would have been."""
+    fit("whole")
+    plain, seen = TrainStep.__call__, []
+
+    def call(self, *arguments):
+        if not seen:
+            thread = threading.Thread(target=lambda: seen.extend([fit("run", "--overwrite", seed=1), flashace("fit", "--resume", "run")]))
+            thread.start()
+            thread.join()
+        return plain(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", call)
+        assert fit("run").exit_code == 0
+    assert [result.exit_code for result in seen] == [1, 1]
+    assert all("run: expected a folder that no other fit writes to, but process" in result.output for result in seen)
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
+    assert "seed: 0" in (tmp_path / "run/config.yaml").read_text()
+    assert not list((tmp_path / "run").glob(".lock"))
+
+
+def test_two_fits_with_one_folder_for_checkpoints(fit, tmp_path, monkeypatch):
+    plain, seen = TrainStep.__call__, []
+    away = str(tmp_path / "away")
+
+    def call(self, *arguments):
+        if not seen:
+            thread = threading.Thread(target=lambda: seen.append(fit("other", checkpoint_dir=away)))
+            thread.start()
+            thread.join()
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+    assert fit("run", checkpoint_dir=away).exit_code == 0
+    assert "away: expected a folder that no other fit writes to" in seen[0].output
+    assert not (tmp_path / "other").exists()
 
 
 def test_muon_goes_on_too(fit, flashace, tmp_path, monkeypatch):

@@ -79,6 +79,13 @@ def test_learning_curve_draws_what_the_file_has(tmp_path, num_epochs):
     assert is_picture(tmp_path / "curve.png")
 
 
+@pytest.mark.parametrize("content", [b"epoch,loss\n1,x\n", b"epoch,loss\n1,2,3\n", b"epoch\n\xff\n", b'epoch,loss\n"', b"epoch\nnan\n"])
+def test_a_damaged_table_is_refused(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(FlashACEError, match=r"metrics.csv: expected a (table of numbers|column `epoch`)"):
+        learning_curve(tmp_path / "metrics.csv", tmp_path / "curve.png")
+
+
 def test_learning_curve_needs_an_epoch(tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch,loss\n")
     with pytest.raises(FlashACEError, match=r"metrics.csv: expected a column `epoch` and one row or more, got 0 rows"):

@@ -1,9 +1,11 @@
 """Checkpoints and what comes back from them: everything to the last bit, or only what is asked for."""
 
 import csv
+import importlib
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,17 +210,62 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(fit, flashace, tmp_
     assert "expected a checkpoint, found 3 that cannot be read" in refused.output
 
 
-def test_a_write_that_fails_leaves_the_file_before(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path / "step-000000001.pt", {"weights": torch.ones(2)})
+def test_damaged_checkpoints_run_folders_and_shards_are_refused_or_read_right(tmp_path, monkeypatch):
+    """The first ones of benchmarks/fuzz_run_folder.py, which goes on for thousands."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    fuzz = importlib.import_module("fuzz_run_folder")
+    sample = fuzz.Sample(tmp_path)
+    for name, seal in (("sealed", True), ("old", False)):  # what is whole is read
+        state = sample._state()
+        if not seal:
+            del state["format"], state["schedule"]["ended"], state["schedule"]["length"]
+        (tmp_path / name).mkdir()
+        sample._go_on_from(tmp_path / name, fuzz._saved(state, seal))
+    verdicts = {(kind, seed): verdict for seed in range(16 * len(fuzz.KINDS)) for kind, verdict in [sample.attack(seed)]}
+    assert {case: verdict for case, verdict in verdicts.items() if verdict not in ("refused", "loaded")} == {}
+    assert {kind for kind, _ in verdicts} == set(fuzz.KINDS)
 
-    def fail(state, file):
-        file.write(b"half")
-        raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="no space"):
-        save_checkpoint(tmp_path / "step-000000001.pt", {"weights": torch.zeros(2)})
-    assert torch.equal(load_checkpoint(tmp_path / "step-000000001.pt")["weights"], torch.ones(2))
+# After the end
+
+
+def test_a_fit_that_has_ended_stays_as_it_is(fit, flashace, tmp_path, monkeypatch):
+    """By the clock, too: set up faster, a second session has time left that the first had not."""
+    monkeypatch.setattr(loop.report, "parity", lambda predictions, path: path.touch())
+    monkeypatch.setattr(loop.report, "learning_curve", lambda metrics, path: path.touch())
+    fit("run", epochs=None, max_time=0.02)
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    resumed = flashace("fit", "--resume", "run")
+    assert resumed.exit_code == 0
+    assert "this fit has ended" in resumed.output
+    assert "flashace fit --resume run --max-time 0.04" in resumed.output
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
+
+
+def test_a_fit_that_has_ended_can_be_made_longer(fit, flashace, tmp_path):
+    fit("run", early_stopping=3)
+    metrics = bits(tmp_path / "run")[1]
+    longer = flashace("fit", "--resume", "run", "--epochs", 6)
+    assert longer.exit_code == 0, longer.output
+    model, rows = bits(tmp_path / "run")
+    assert rows[:4] == metrics
+    assert [float(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["epochs"] == 6
+    assert "resume_load_optimizer: true" not in (tmp_path / "run/config.yaml").read_text()
+    assert flashace("fit", "--resume", "run").exit_code == 0  # and that is its end
+    assert bits(tmp_path / "run") == (model, rows)
+
+
+def test_longer_means_longer(fit, flashace):
+    fit("run")
+    for arguments, message in (
+        (("--epochs", 4), "--epochs 4: expected more than run had, to make that fit longer, but it has 4"),
+        (("--max-time", 3), "--max-time 3: expected more than run had, to make that fit longer, but it has none: its length is --epochs 4"),
+        (("--seed", 3), "leave out seed (--epochs and --max-time alone may be given, to make it longer)"),
+    ):
+        result = flashace("fit", "--resume", "run", *arguments)
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())
 
 
 # What comes back

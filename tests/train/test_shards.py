@@ -238,6 +238,43 @@ def test_damaged_shards_are_named(tmp_path, data_file, damage):
         Shards(made.folder)
 
 
+def test_what_is_cut_off_while_it_is_read_is_an_error_and_no_signal(tmp_path, data_file):
+    """Mapped into memory, it would end the process with SIGBUS."""
+    made = convert([data_file], tmp_path / "shards")
+    path = made.folder / "positions.npy"
+    with path.open("rb+") as file:
+        file.truncate(path.stat().st_size // 2)
+    assert len(made[0].atoms) == 2
+    with pytest.raises(FlashACEError, match=r"positions\.npy: expected rows 22 to 24, got 0 of 48 bytes: the file was cut off"):
+        made[11]
+
+
+def test_a_flipped_bit_of_shards_is_noticed(tmp_path, data_file):
+    path = convert([data_file], tmp_path / "shards").folder / "positions.npy"
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FlashACEError, match=r"positions\.npy: these shards are damaged: the content is not what was written"):
+        Shards(path.parent)
+
+
+def test_shards_of_earlier_versions_have_no_checksums(tmp_path, data_file):
+    made = convert([data_file], tmp_path / "shards")
+    manifest = json.loads((made.folder / "manifest.json").read_text())
+    del manifest["crc32"]
+    (made.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert content_hash(Shards(made.folder)) == manifest["sha256"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("labels", {}), ("keys", None), ("frames", "12"), ("atoms", 10**30), ("config_types", [1])])
+def test_a_manifest_of_other_types_is_refused(tmp_path, data_file, key, value):
+    folder = convert([data_file], tmp_path / "shards").folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, key: value}))
+    with pytest.raises(FlashACEError, match=rf"manifest\.json: expected the manifest of shards, got {key}.*; convert the files again"):
+        Shards(folder)
+
+
 def test_shards_stand_alone(converted, data_file):
     with pytest.raises(FlashACEError, match="one folder of shards and nothing beside it"):
         read_data([converted.folder, data_file])
