@@ -163,7 +163,7 @@ class Broken(EMT):
         r = self.atoms.get_all_distances(mic=bool(self.atoms.pbc.any())) + 9 * np.eye(len(self.atoms))
         few = ((r < 3.0).sum(axis=1) < 5) & (r.min(axis=1) < 4.0)
         energy, force = self.change
-        self.results["energy"] += energy * few.sum()
+        self.results["energy"] += energy * few.sum() if few.any() else 0.0
         self.results["free_energy"] = self.results["energy"]
         self.results["forces"][few, 0] += force
 
