@@ -15,7 +15,7 @@ from flashace.nn.attention import NeighbourAttention
 from flashace.nn.edge_functions import EdgeFunctions
 from flashace.nn.harmonics import SphericalHarmonics
 from flashace.nn.layer import Layer
-from flashace.nn.linear import full_precision
+from flashace.nn.linear import full_precision, rows_of
 from flashace.nn.product import ProductBasis
 from flashace.nn.radial import BesselBasis, GaussianBasis, never_closer, polynomial_envelope
 from flashace.nn.readout import Readout
