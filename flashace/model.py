@@ -68,6 +68,7 @@ class AttentionACE(nn.Module):
 
     E_i = E0(z_i) + scale · Σ_p [readout_p(s_i) - readout_p(s of the same atom without neighbours)] + ½ Σ_j ZBL(r_ij), so that an atom alone
     has exactly its reference energy. `atomic_energies` maps symbols to E0 in eV and says which elements the model knows; `scale` is in eV.
+    `free_atoms` tells whether these E0 are the energies of atoms alone; fitted to data without such atoms, they are not.
     `shortest_distances` of the training data, {"C-Si": 1.3} in Å, has no entry for a pair that is never within `r_max`.
 
     With ZBL, the network is taken at its word down to 0.9 of those. There ZBL begins, of which training sees nothing then, and there the
@@ -88,9 +89,11 @@ class AttentionACE(nn.Module):
         avg_num_neighbors: float = 1.0,
         dtype: torch.dtype = torch.float32,
         shortest_distances: Mapping[str, float] | None = None,
+        free_atoms: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
+        self.free_atoms = free_atoms
         self.scale, self.avg_num_neighbors = float(scale), float(avg_num_neighbors)
         self.e0 = {symbol: float(atomic_energies[symbol]) for symbol in sorted(atomic_energies, key=atomic_numbers.__getitem__)}
         numbers = [atomic_numbers[symbol] for symbol in self.e0]
@@ -172,7 +175,7 @@ class AttentionACE(nn.Module):
         shortest = self.shortest[element.unsqueeze(-1), neighbour] if self.config.zbl else None
         r, Y, envelope = self.geometry(vec, shortest)
         basis = self._basis(r, envelope)
-        s, t = self.embedding[element], None
+        s, t = rows_of(self.embedding, element), None
         energy, states = torch.zeros_like(s[:, 0]), []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             s, t = layer(s, t, basis, envelope, Y, element.unsqueeze(-1), neighbour)

@@ -22,6 +22,17 @@ FORMAT = 1
 UNCERTAINTY = "uncertainty."  # begins the names of the statistics of `Uncertainty`
 
 
+NO_FREE_ATOMS = (
+    "The data has no isolated atoms, so energies and forces at low density mean nothing: dissociation, evaporation, gases. To mend it, "
+    "fit with --isolated-atoms FILE, which has one frame with a single atom and its energy for each element"
+)
+
+
+def told_free_atoms(told: bool | None, origin: str) -> bool:
+    """Whether reference energies are those of atoms alone; where a file does not tell (`told` is None), the words on their origin do."""
+    return not origin.startswith(("least squares", "from energy_shift_per_atom")) if told is None else told
+
+
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
@@ -65,6 +76,7 @@ class Header(BaseModel):
     scale: FiniteFloat
     avg_num_neighbors: Positive
     shortest_distances: dict[str, Positive] | None = None
+    free_atoms: bool | None = None
     provenance: Provenance
 
 
@@ -97,6 +109,7 @@ def describe(model: AttentionACE) -> dict[str, Any]:
         "scale": model.scale,
         "avg_num_neighbors": model.avg_num_neighbors,
         "shortest_distances": model.shortest_distances,
+        "free_atoms": model.free_atoms,
     }
 
 
@@ -134,7 +147,8 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor],
         _check_weights(tensors, config, header["atomic_energies"])
         with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced below
             e0, scale, shortest = header["atomic_energies"], header["scale"], header.get("shortest_distances")
-            model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest)
+            free_atoms = told_free_atoms(header.get("free_atoms"), header["provenance"].get("reference_energies", ""))
+            model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest, free_atoms)
         model.load_state_dict(tensors, strict=True)
         if described is not None:
             by_name = {name.removeprefix(UNCERTAINTY): tensor for name, tensor in statistics.items()}

@@ -11,6 +11,7 @@ import torch
 
 from flashace.errors import FlashACEError
 from flashace.model_file import describe, load_model
+from flashace.uncertainty import Uncertainty
 
 BEST = "best.pt"
 
@@ -25,6 +26,7 @@ class Start:
     average: dict[str, torch.Tensor]
     reference_energies: str  # where they came from
     state: dict[str, Any] | None  # None of a model file
+    uncertainty: Uncertainty | None = None  # of a model file that has it
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -81,7 +83,7 @@ def read_start(path: Path, tell: Callable[[str], Any] = lambda message: None) ->
     else:
         model = load_model(path, torch.float64)
         weights: dict[str, torch.Tensor] = {**dict(model.named_parameters())}
-        return Start(path, describe(model), weights, weights, "", None)
+        return Start(path, describe(model), weights, weights, "", None, model.uncertainty)
     if "weights" not in state:
         raise FlashACEError(f"{path}: expected a checkpoint of FlashACE, got a file of another program")
     return Start(path, state["model"], state["weights"], state["average"], state["reference_energies"], state)
