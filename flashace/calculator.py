@@ -21,7 +21,7 @@ from flashace.graph import Graph, VerletList, batch_graphs
 from flashace.kernels import cpu
 from flashace.kernels.cpu import CpuKernel
 from flashace.model import AttentionACE, Interaction
-from flashace.model_file import pack_model, share_model, unpack_model
+from flashace.model_file import NO_FREE_ATOMS, pack_model, share_model, unpack_model
 from flashace.surroundings import exact_products, undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -174,6 +174,8 @@ class FlashACE(Calculator):
             if p[name] is not None:
                 _check_threshold(name, p[name])
                 _check_has_uncertainty(model, name, p["model"])
+        if not model.free_atoms and model is not getattr(self, "model", None):
+            warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (this calculator warns once)", stacklevel=2)
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.verlet_list = VerletList(model.config.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = self._warned_of_coordination = False

@@ -83,6 +83,7 @@ def main() -> None:
 @click.argument("data", nargs=-1)
 @click.option("-c", "--config", type=click.Path(), help="YAML with any of the options; flags overrule it.")
 @click.option("--valid", multiple=True, help="File for validation; a part of DATA where not given.")
+@click.option("--valid-fraction", type=float, help="Part of DATA for validation; 0 fits all frames.")
 @click.option("--isolated-atoms", help="File with a single-atom frame per element: reference energies.")
 @click.option("-o", "--output", help="Run folder; runs/<name of DATA> where not given.")
 @click.option("--overwrite", is_flag=True, help="Delete the fit that the run folder holds.")
@@ -123,6 +124,11 @@ def main() -> None:
 @click.option("--checkpoint-dir", help="Folder for checkpoints, inside the run folder unless absolute.")
 @click.option("--keep-checkpoints", type=int, help="How many of the newest to keep; the best is kept too.")
 @click.option("--energy-shift-per-atom", type=float, help="One reference energy in eV for all elements.")
+@click.option(
+    "--use-checkpoint-energy-shift/--no-use-checkpoint-energy-shift",
+    default=None,
+    help="With --resume-from: its reference energies, or those of DATA, to which the model then adapts.",
+)
 @click.option("--solve-atomic-energies", is_flag=True, default=None, help="Reference energies by least squares, whatever else there is.")
 @click.option("--precompute-neighbors/--no-precompute-neighbors", default=None, help="Neighbour lists once, or again for every batch.")
 def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, **flags: Any) -> None:
@@ -310,13 +316,15 @@ def export(model: str, engine: str, output: str | None, dtype: str, march: str) 
     """One file of MODEL, compiled and with its weights, for another program (docs/lammps.md)."""
     from flashace.calculator import choose_dtype
     from flashace.lammps.export import export_for_lammps
-    from flashace.model_file import load_model
+    from flashace.model_file import NO_FREE_ATOMS, load_model
 
     target = Path(output or Path(model).with_suffix(".so"))
     network = load_model(model, choose_dtype(dtype))
     lacking = export_for_lammps(network, target, model, march)
     tried = f"not tried: this processor lacks {', '.join(lacking)}" if lacking else "gives the energies and forces of the plain path"
     console.print(f"{engine}  {target}  {dtype}, {march}, {target.stat().st_size / 1e6:.1f} MB; {tried}", soft_wrap=True)
+    if not network.free_atoms:
+        console.print(NO_FREE_ATOMS, soft_wrap=True)
     console.print(f"in the input: pair_style flashace\n              pair_coeff * * {target} {' '.join(network.symbols)}", soft_wrap=True)
 
 
@@ -324,7 +332,7 @@ def export(model: str, engine: str, output: str | None, dtype: str, march: str) 
 @click.argument("model", type=click.Path())
 def info(model: str) -> None:
     """What MODEL is: elements, sizes, reference energies, what it was fitted to and how well."""
-    from flashace.model_file import read_header
+    from flashace.model_file import NO_FREE_ATOMS, read_header, told_free_atoms
     from flashace.sanity import Sanity
     from flashace.train import report
 
@@ -335,7 +343,10 @@ def info(model: str) -> None:
     table.add_column(overflow="fold")  # a hash is shown whole
     table.add_row("elements", ", ".join(header["atomic_energies"]))
     energies = ", ".join(f"{s} {e:.6f}" for s, e in header["atomic_energies"].items())
-    table.add_row("reference energies", f"{energies} eV, {provenance.get('reference_energies', 'origin unknown')}")
+    origin = provenance.get("reference_energies", "origin unknown")
+    table.add_row("reference energies", f"{energies} eV, {origin}")
+    if not told_free_atoms(header.get("free_atoms"), origin):
+        table.add_row("", NO_FREE_ATOMS)
     table.add_row("parameters", f"{header['num_parameters']:,}")
     if header.get("shortest_distances") is not None:
         distances = ", ".join(f"{pair} {r:.3f}" for pair, r in header["shortest_distances"].items())

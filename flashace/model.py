@@ -18,7 +18,7 @@ from flashace.nn.bounds import Limits, saturated
 from flashace.nn.edge_functions import EdgeFunctions
 from flashace.nn.harmonics import SphericalHarmonics
 from flashace.nn.layer import Layer
-from flashace.nn.linear import full_precision
+from flashace.nn.linear import full_precision, rows_of
 from flashace.nn.product import ProductBasis
 from flashace.nn.radial import BesselBasis, GaussianBasis, mean_envelope, never_closer, polynomial_envelope
 from flashace.nn.readout import Readout
@@ -75,6 +75,7 @@ class AttentionACE(nn.Module):
 
     E_i = E0(z_i) + S(scale · Σ_p [readout_p(s_i) - readout_p(s of the same atom without neighbours)]) + ½ Σ_j ZBL(r_ij), so an atom alone
     has exactly its reference energy. `atomic_energies` maps symbols to E0 in eV and says which elements the model knows; `scale` is in eV.
+    `free_atoms` tells whether these E0 are the energies of atoms alone; fitted to data without such atoms, they are not.
     S is `saturated` at `energy_bound` (eV): whatever the structure, the network gives an atom no more than that.
     `shortest_distances` of the training data, {"C-Si": 1.3} in Å, has no entry for a pair that is never within `r_max`.
 
@@ -98,10 +99,11 @@ class AttentionACE(nn.Module):
         dtype: torch.dtype = torch.float32,
         shortest_distances: Mapping[str, float] | None = None,
         energy_bound: float = math.inf,
+        free_atoms: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
-        self.energy_bound = float(energy_bound)
+        self.energy_bound, self.free_atoms = float(energy_bound), free_atoms
         self.scale, self.avg_num_neighbors = float(scale), float(avg_num_neighbors)
         self.e0 = {symbol: float(atomic_energies[symbol]) for symbol in sorted(atomic_energies, key=atomic_numbers.__getitem__)}
         numbers = [atomic_numbers[symbol] for symbol in self.e0]
@@ -197,7 +199,7 @@ class AttentionACE(nn.Module):
         shortest = self.shortest[element.unsqueeze(-1), neighbour] if self.config.zbl else None
         r, Y, envelope = self.geometry(vec, shortest)
         basis = self._basis(r, envelope)
-        s, t = self.embedding[element], None
+        s, t = rows_of(self.embedding, element), None
         energy, states = torch.zeros_like(s[:, 0]), []
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             s, t = layer(s, t, basis, envelope, Y, element.unsqueeze(-1), neighbour)

@@ -27,6 +27,17 @@ FORMAT = 2  # from 2 on models can be bounded
 UNCERTAINTY = "uncertainty."  # begins the names of the statistics of `Uncertainty`
 
 
+NO_FREE_ATOMS = (
+    "The data has no isolated atoms, so energies and forces at low density mean nothing: dissociation, evaporation, gases. To mend it, "
+    "fit with --isolated-atoms FILE, which has one frame with a single atom and its energy for each element"
+)
+
+
+def told_free_atoms(told: bool | None, origin: str) -> bool:
+    """Whether reference energies are those of atoms alone; where a file does not tell (`told` is None), the words on their origin do."""
+    return not origin.startswith(("least squares", "from energy_shift_per_atom")) if told is None else told
+
+
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
@@ -84,6 +95,7 @@ class Description(BaseModel):
     shortest_distances: dict[str, Positive] | None = None
     energy_bound: Positive | None = None
     coordination: dict[str, list[FiniteFloat]] | None = None  # least and most of each ordered pair, which `Coordination` checks
+    free_atoms: bool | None = None
 
 
 class Header(Description):
@@ -126,6 +138,7 @@ def describe(model: AttentionACE) -> dict[str, Any]:
         "shortest_distances": model.shortest_distances,
         "energy_bound": None if model.energy_bound == math.inf else model.energy_bound,
         "coordination": None if model.coordination is None else model.coordination.of_pairs,
+        "free_atoms": model.free_atoms,
     }
 
 
@@ -195,7 +208,8 @@ def _build(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor],
         check_weights(tensors, config, header["atomic_energies"])
         with torch.random.fork_rng(devices=[]):  # the constructor draws weights, which are replaced below
             e0, scale, shortest = header["atomic_energies"], header["scale"], header.get("shortest_distances")
-            model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest, bound_of(header))
+            free_atoms = told_free_atoms(header.get("free_atoms"), header["provenance"].get("reference_energies", ""))
+            model = AttentionACE(config, e0, scale, header["avg_num_neighbors"], dtype, shortest, bound_of(header), free_atoms)
         model.load_state_dict(tensors, strict=True)
         if header.get("coordination") is not None:
             model.coordination = Coordination(header["coordination"], model.symbols)

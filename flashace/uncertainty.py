@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flashace.errors import FlashACEError
 
-MIN_FRAMES = 10  # to calibrate with: α is then known to 1 / √(2 · 10), some 20 %
+MIN_FRAMES = 10  # held out, to calibrate with them alone: α is then known to 1 / √(2 · 10), some 20 %
 RIDGES = 10.0 ** torch.arange(-10, 2.1, 0.5, dtype=torch.float64, device="cpu")  # ς² that are tried, in units of the mean eigenvalue of F
 AS_LIKELY = 1.0  # the smallest ς² whose log likelihood is that close to the best: 10 or 50 frames cannot tell them apart
 
@@ -47,13 +47,14 @@ class Uncertainty(nn.Module):
 
     `energy` knows the features of whole training structures and is calibrated on energies of `frames` others. `atoms` knows those of the
     single atoms; no label tells an atom's energy, so its scale is that with which the squares of independent atoms would add up to the same
-    errors. `largest` is the largest σ of an atom in these frames (eV), to choose thresholds by.
+    errors. `largest` is the largest σ of an atom in these frames (eV), to choose thresholds by. Where `frames` are few, `left_out` fitted
+    ones stood in for others, each as if it were left out.
     """
 
-    def __init__(self, energy: Rigidity, atoms: Rigidity, frames: int, largest: float) -> None:
+    def __init__(self, energy: Rigidity, atoms: Rigidity, frames: int, largest: float, left_out: int = 0) -> None:
         super().__init__()
         self.energy, self.atoms = energy, atoms
-        self.frames, self.largest = int(frames), float(largest)
+        self.frames, self.largest, self.left_out = int(frames), float(largest), int(left_out)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Of the atoms [N, D] of one structure: σ of its energy, and of each atom's [N], in eV."""
@@ -62,7 +63,7 @@ class Uncertainty(nn.Module):
     def describe(self) -> dict[str, Any]:
         """All numbers but the covariances."""
         parts = {name: {"ridge": part.ridge, "alpha": part.alpha} for name, part in (("energy", self.energy), ("atoms", self.atoms))}
-        return {**parts, "frames": self.frames, "largest": self.largest}
+        return {**parts, "frames": self.frames, "largest": self.largest, "left_out": self.left_out}
 
     def tensors(self) -> dict[str, Tensor]:
         """The covariances by name, each as its lower triangle row by row."""
@@ -81,31 +82,67 @@ class Uncertainty(nn.Module):
             F = torch.zeros(num_features, num_features, dtype=torch.float64)
             F[_triangle(num_features)] = tensors[name]
             parts[name] = Rigidity(F + F.tril(-1).T, **described[name])
-        return cls(**parts, frames=described["frames"], largest=described["largest"])
+        return cls(**parts, frames=described["frames"], largest=described["largest"], left_out=described.get("left_out", 0))
 
 
-def calibrate(F: Tensor, features: Tensor, structure: Tensor, errors: Tensor) -> Rigidity:
+def calibrate(F: Tensor, features: Tensor, structure: Tensor, errors: Tensor, weights: Tensor | None = None) -> Rigidity:
     """α and ς² for which `errors` [B] (eV), of the energies of structures that were not fitted, are likely: normal deviates of width σ.
 
     σ² of a structure is the sum over those of the features [R, D] that `structure` [R] says are its own: a single row for LLPR as
     published, or a row per atom. For each ς², the most likely α² is the mean of error² / Σ fᵀ (F + ς² I)⁻¹ f. A small ς² keeps σ alert to
     what no training frame has, so the smallest is taken that these errors do not speak against. Isolated atoms, which have no error, do
-    not count.
-    Raises FlashACEError for fewer than MIN_FRAMES structures, and where there is no error at all.
+    not count. `weights` [B] say that a structure counts as more or less than one.
+    Raises FlashACEError where there is no error at all.
     """
-    eigenvalues, vectors = torch.linalg.eigh(F)
-    ridges = RIDGES.to(F) * eigenvalues.mean()
-    each = (features.double() @ vectors).square() @ (1 / (eigenvalues.clamp(min=0.0).unsqueeze(1) + ridges))  # [R, ridges]
+    ridges = _ridges(F)
+    each = _squares(F, ridges, features)
     squares = each.new_zeros(len(errors), len(ridges)).index_add(0, structure, each)
+    weights = torch.ones_like(errors) if weights is None else weights
+    return _most_likely(F, ridges, squares, errors.double().unsqueeze(1).expand_as(squares), weights)
+
+
+def calibrate_with_fitted(
+    F: Tensor, held_out: tuple[Tensor, Tensor], fitted: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Rigidity, Tensor, Tensor]:
+    """`calibrate` for fewer held-out structures than MIN_FRAMES: fitted ones stand in for the missing ones, each as if it were left out.
+
+    `held_out`: features [A, D], each the sum over a structure, and errors [A] (eV). `fitted`: the same [B, D] and [B], and the numbers of
+    atoms [B]. F is a sum of gᵀg over the fitted structures, g being features per atom; without one of them, whose leverage is
+    h = gᵀ (F + ς² I)⁻¹ g, the last layer errs there by error / (1 - h) and σ² is α² n² h / (1 - h) (Sherman and Morrison 1950). What lies
+    before the last layer has seen the structure all the same, so this is too small rather than too large; what was held out counts in full,
+    and all stand-ins together as the rest of MIN_FRAMES.
+    Returns also errors [A + B] and weights [A + B] of all, for `calibrate` with the features of single atoms.
+    """
+    ridges = _ridges(F)
+    features, errors, sizes = fitted
+    h = _squares(F, ridges, features / sizes.unsqueeze(1))
+    rest = (1 - h).clamp(min=1e-6)
+    squares = torch.cat([_squares(F, ridges, held_out[0]), sizes.unsqueeze(1).square() * h / rest])
+    all_errors = torch.cat([held_out[1].unsqueeze(1).expand(-1, len(ridges)), errors.unsqueeze(1) / rest])
+    missing = MIN_FRAMES - len(held_out[1])
+    weights = torch.cat([torch.ones_like(held_out[1]), torch.full_like(errors, missing / max(len(errors), 1))])
+    found = _most_likely(F, ridges, squares, all_errors, weights)
+    return found, all_errors[:, (ridges - found.ridge).abs().argmin()], weights
+
+
+def _ridges(F: Tensor) -> Tensor:
+    return RIDGES.to(F) * torch.linalg.eigvalsh(F).mean()
+
+
+def _squares(F: Tensor, ridges: Tensor, features: Tensor) -> Tensor:
+    """fᵀ (F + ς² I)⁻¹ f of features [R, D] and ridges: [R, ridges]."""
+    eigenvalues, vectors = torch.linalg.eigh(F)
+    return (features.double() @ vectors).square() @ (1 / (eigenvalues.clamp(min=0.0).unsqueeze(1) + ridges))
+
+
+def _most_likely(F: Tensor, ridges: Tensor, squares: Tensor, errors: Tensor, weights: Tensor) -> Rigidity:
+    """squares and errors [B, ridges], weights [B]."""
     bound = squares[:, 0] > 0
-    squares, errors = squares[bound], errors[bound].double()
-    if len(errors) < MIN_FRAMES or not errors.any():
-        raise FlashACEError(
-            f"uncertainty: expected {MIN_FRAMES} validation frames or more, with energies that differ from the predicted ones, "
-            f"got {len(errors)}"
-        )
-    alpha2 = (errors.square().unsqueeze(1) / squares).mean(0)
-    log_likelihood = -0.5 * (alpha2 * squares).log().sum(0)  # but for a constant
+    squares, errors, weights = squares[bound], errors[bound], weights[bound].unsqueeze(1)
+    if not errors.any():
+        raise FlashACEError("uncertainty: expected frames with energies that differ from the predicted ones, got none")
+    alpha2 = (weights * errors.square() / squares).sum(0) / weights.sum()
+    log_likelihood = -0.5 * (weights * (alpha2 * squares).log()).sum(0)  # but for a constant
     chosen = int((log_likelihood > log_likelihood.max() - AS_LIKELY).nonzero()[0])
     return Rigidity(F, ridges[chosen].item(), alpha2[chosen].sqrt().item())
 

@@ -16,7 +16,7 @@ from flashace.graph import build_graph
 from flashace.model_file import load_model, read_header, save_model
 from flashace.train.calibrate import estimate_uncertainty
 from flashace.train.data import Labelled
-from flashace.uncertainty import MIN_FRAMES, RIDGES, Rigidity, Uncertainty, calibrate
+from flashace.uncertainty import MIN_FRAMES, RIDGES, Rigidity, Uncertainty, calibrate, calibrate_with_fitted
 
 SAME = 1e-9  # relative; a well-conditioned quadratic form in another order of sums
 
@@ -183,17 +183,47 @@ def test_errors_that_say_nothing_leave_the_smallest_ridge(synthetic):
     assert found.ridge == pytest.approx(float(RIDGES[0] * torch.linalg.eigvalsh(F).mean()), rel=1e-9)
 
 
-def test_too_little_to_calibrate_with(synthetic):
+def test_without_errors_there_is_nothing_to_calibrate_with(synthetic):
     F, features, _, _ = synthetic
-    few, enough = MIN_FRAMES - 1, MIN_FRAMES
-    with pytest.raises(FlashACEError, match=f"expected {MIN_FRAMES} validation frames or more, .* got {few}"):
-        calibrate(F, features[:few], torch.arange(few), torch.ones(few))
-    alone = torch.cat([features[:few], torch.zeros(1, 5, dtype=torch.float64)])
-    with pytest.raises(FlashACEError, match=f"got {few}"):
-        calibrate(F, alone, torch.arange(enough), torch.ones(enough))
     with pytest.raises(FlashACEError, match="energies that differ from the predicted ones"):
-        calibrate(F, features[:enough], torch.arange(enough), torch.zeros(enough))
-    assert calibrate(F, features[:enough], torch.arange(enough), torch.ones(enough)).alpha > 0
+        calibrate(F, features[:MIN_FRAMES], torch.arange(MIN_FRAMES), torch.zeros(MIN_FRAMES))
+
+
+def test_a_fitted_structure_counts_as_if_it_were_left_out():
+    """The closed form against fits of a last layer to all structures but one; its ridge term draws to the weights that the fit had."""
+    rng = torch.Generator().manual_seed(1)
+    g, y = torch.randn(12, 5, generator=rng, dtype=torch.float64), torch.randn(12, generator=rng, dtype=torch.float64)
+    sizes = torch.arange(1, 13)
+    F, one = g.T @ g, torch.eye(5, dtype=torch.float64)
+    nothing = torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+    found, told, weights = calibrate_with_fitted(F, nothing, (sizes[:, None] * g, sizes * y, sizes))
+    ridge = found.ridge * one
+    residuals = y - g @ torch.linalg.solve(F + ridge, g.T @ y)
+    found, told, weights = calibrate_with_fitted(F, nothing, (sizes[:, None] * g, sizes * residuals, sizes))
+    ridge = found.ridge * one
+    residuals = y - g @ torch.linalg.solve(F + ridge, g.T @ y)
+    told = calibrate_with_fitted(F, nothing, (sizes[:, None] * g, sizes * residuals, sizes))[1]
+    squares, errors = [], []
+    for i in range(12):
+        rest = torch.arange(12) != i
+        without = g[rest].T @ g[rest] + ridge
+        errors.append(sizes[i] * (y[i] - g[i] @ torch.linalg.solve(without, g[rest].T @ y[rest])))
+        squares.append(sizes[i] ** 2 * g[i] @ torch.linalg.solve(without, g[i]))
+    torch.testing.assert_close(told, torch.stack(errors))
+    assert found.alpha**2 == pytest.approx((torch.stack(errors).square() / torch.stack(squares)).mean().item(), rel=1e-6)
+    assert weights.sum() == pytest.approx(MIN_FRAMES)
+
+
+def test_what_was_held_out_counts_in_full():
+    """Two structures with errors of 3 σ beside fitted ones that are right: α² is their part of MIN_FRAMES."""
+    rng = torch.Generator().manual_seed(1)
+    g = torch.randn(12, 5, generator=rng, dtype=torch.float64)
+    F = g.T @ g
+    out = torch.randn(2, 5, generator=rng, dtype=torch.float64)
+    tiny = torch.full((12,), 1e-9, dtype=torch.float64)
+    found, _, _ = calibrate_with_fitted(F, (out, torch.tensor([3.0, 3.0], dtype=torch.float64)), (g, tiny, torch.ones(12)))
+    bare = Rigidity(F, found.ridge, 1.0)(out)
+    assert found.alpha**2 == pytest.approx((9.0 / bare**2).sum().item() / MIN_FRAMES, rel=1e-6)
 
 
 # The file

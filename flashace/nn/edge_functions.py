@@ -10,7 +10,7 @@ from scipy.interpolate import BSpline
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
-from flashace.nn.linear import Linear
+from flashace.nn.linear import Linear, rows_of
 from flashace.nn.radial import polynomial_envelope
 
 
@@ -52,7 +52,7 @@ class EdgeFunctions(nn.Module):
 
     def forward(self, basis: Tensor, centre: Tensor, neighbour: Tensor) -> EdgeFeatures:
         """basis [N, M, num_radial], element indices centre [N, 1] and neighbour [N, M] -> EdgeFeatures."""
-        scale, shift = (self.centre[centre] + self.neighbour[neighbour]).chunk(2, dim=-1)
+        scale, shift = (rows_of(self.centre, centre) + rows_of(self.neighbour, neighbour)).chunk(2, dim=-1)
         x = silu(self.basis_in(basis) * (1 + scale) + shift)
         parts = self.out(x).split(self.sizes, dim=-1)
         return EdgeFeatures(*(part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)))

@@ -1,4 +1,4 @@
-"""Linear maps of scalars and of tensors; weights start at variance 1 / fan-in, so outputs keep the scale of their inputs."""
+"""Linear maps of scalars and of tensors, and rows of tables; weights start at variance 1 / fan-in, so outputs keep their inputs' scale."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -39,6 +39,16 @@ class TensorLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The map, degree by degree."""
         return torch.cat([part @ w for part, w in zip(x.split(self.sizes, dim=1), self.weights, strict=True)], dim=1).to(x.dtype)
+
+
+def rows_of(table: Tensor, index: Tensor) -> Tensor:
+    """table[index], exactly, as a product: table [S, W], index [...] -> [..., W].
+
+    Where weights are looked up by index, torch adds up their gradient with as many threads as there are, in the order in which these
+    happen to come: two fits of one seed then differ. A product has one order.
+    """
+    with torch.autocast(table.device.type, enabled=False):
+        return (index.unsqueeze(-1) == torch.arange(table.shape[0], device=index.device)).to(table.dtype) @ table
 
 
 def full_precision(function: Callable[..., Any]) -> Callable[..., Any]:

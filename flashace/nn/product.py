@@ -7,7 +7,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from flashace.nn.bounds import bounded
-from flashace.nn.linear import full_precision
+from flashace.nn.linear import full_precision, rows_of
 
 
 class ProductBasis(nn.Module):
@@ -59,7 +59,7 @@ class Contraction(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """a, b [N, L, K] -> [N, L, K] with L = (l_max+1)²."""
         outer = (a.unsqueeze(2) * b.unsqueeze(1)).flatten(1, 2)
-        return self.collect @ ((self.coupling @ outer) * self.weight[self.path_of_row])
+        return self.collect @ ((self.coupling @ outer) * rows_of(self.weight, self.path_of_row))
 
 
 def _coupling(paths: list[tuple[int, int, int]], size: int) -> tuple[Tensor, Tensor, Tensor]:

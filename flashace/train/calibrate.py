@@ -1,5 +1,6 @@
 """Training and validation frames in; how uncertain a model is of its energies, and how well that holds, out."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,33 +12,51 @@ from torch import Tensor
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.model import AttentionACE
-from flashace.train.data import LabelKeys, Labelled, content_hash, isolated_atom_energies, split
+from flashace.train.data import LabelKeys, Labelled, content_hash, isolated_atom_energies, random_split, split
 from flashace.train.shards import read_data
-from flashace.uncertainty import Uncertainty, calibrate
+from flashace.uncertainty import MIN_FRAMES, Uncertainty, calibrate, calibrate_with_fitted
 
+MOST_STAND_INS = 200  # training frames that stand in for others, evenly drawn
 Frames = tuple[Sequence[Labelled], Sequence[Graph]]  # and the graph of each
 
 
-def estimate_uncertainty(model: AttentionACE, train: Frames, valid: Frames) -> Uncertainty:
+def estimate_uncertainty(model: AttentionACE, train: Frames, valid: Frames, before: Uncertainty | None = None) -> Uncertainty:
     """From the features of the training frames and the errors on validation frames; those without an energy do not count.
 
-    Raises FlashACEError where too few are left to calibrate with.
+    Where there are fewer than MIN_FRAMES of the latter, training frames stand in for the missing ones, each as if it were left out
+    (`calibrate_with_fitted`). `before` is what the model had that the fit started from: its frames count as fitted.
+    Raises FlashACEError where nothing can be known: no frame has an energy, or none that differs from the predicted one.
     """
     D, device = model.num_features, model.embedding.device
     of_structures, of_atoms = torch.zeros(2, D, D, dtype=torch.float64, device=device)
-    for features, _ in _last_layer(model, train):
+    if before is not None:
+        of_structures += before.energy.covariance.to(device)
+        of_atoms += before.atoms.covariance.to(device)
+    held_out = [(features, error) for _, features, error in last_layer(model, valid)]
+    stand_ins: list[tuple[Tensor, float]] = []
+    every = math.ceil(len(train[0]) / MOST_STAND_INS)
+    for i, (_, features, error) in enumerate(last_layer(model, train)):
         per_atom = features.mean(0)  # as in the loss, which has energies per atom
         of_structures += torch.outer(per_atom, per_atom)
         of_atoms += features.T @ features
-    found = list(_last_layer(model, valid))
+        if len(held_out) < MIN_FRAMES and i % every == 0:
+            stand_ins.append((features, error))
+    if not of_atoms.any():
+        raise FlashACEError("uncertainty: expected training frames with energies and neighbours, got none")
+    found = held_out + stand_ins
     errors = torch.tensor([error for _, error in found], dtype=torch.float64, device=device)
-    atoms = [features for features, _ in found]
-    rows = torch.cat([*atoms, of_atoms[:0]])
-    each = torch.arange(len(atoms), device=device)
-    owner = each.repeat_interleave(torch.tensor([len(features) for features in atoms], dtype=torch.int64, device=device))
-    sums = rows.new_zeros(len(atoms), D).index_add(0, owner, rows)
-    parts = calibrate(of_structures, sums, each, errors), calibrate(of_atoms, rows, owner, errors)
-    return Uncertainty(*parts, frames=len(errors), largest=parts[1](rows).max().item())
+    sizes = torch.tensor([len(features) for features, _ in found], device=device)
+    rows = torch.cat([features for features, _ in found])
+    each = torch.arange(len(found), device=device)
+    owner = each.repeat_interleave(sizes)
+    sums = rows.new_zeros(len(found), D).index_add(0, owner, rows)
+    if len(held_out) >= MIN_FRAMES:
+        energy, weights = calibrate(of_structures, sums, each, errors), None
+    else:
+        n = len(held_out)
+        energy, errors, weights = calibrate_with_fitted(of_structures, (sums[:n], errors[:n]), (sums[n:], errors[n:], sizes[n:]))
+    atoms = calibrate(of_atoms, rows, owner, errors, weights)
+    return Uncertainty(energy, atoms, frames=len(held_out), largest=atoms(rows).max().item(), left_out=len(stand_ins))
 
 
 def calibration_sets(
@@ -51,7 +70,11 @@ def calibration_sets(
     train = isolated_atom_energies(read_data(data, keys)[0])[1]
     others: Sequence[Labelled] = []
     if 0 < fitted["frames"] < len(train):
-        train, others = split(train, 1 - fitted["frames"] / len(train), provenance.get("seed", 0))
+        whole, seed = train, provenance.get("seed", 0)
+        for drawn in (split, random_split):
+            train, others = drawn(whole, 1 - fitted["frames"] / len(whole), seed)
+            if content_hash(train) == fitted["sha256"]:
+                break
     if content_hash(train) != fitted["sha256"]:
         raise FlashACEError(
             f"{', '.join(data)}: expected the {fitted['frames']} frames that the model was fitted to, with or without those that the fit "
@@ -77,8 +100,8 @@ def calibration_rows(frames: Sequence[Labelled], predictions: Sequence[Mapping[s
     return [*rows, _calibration_row("all", errors, sigmas)]
 
 
-def _last_layer(model: AttentionACE, labelled: Frames) -> Iterator[tuple[Tensor, float]]:
-    """Features [N, D] of the atoms of each frame with an energy, in float64, and the error of its energy in eV."""
+def last_layer(model: AttentionACE, labelled: Frames) -> Iterator[tuple[Labelled, Tensor, float]]:
+    """Each frame with an energy, the features [N, D] of its atoms in float64, and the error of its energy in eV."""
     frames, graphs = labelled
     for i, frame in enumerate(frames):
         if frame.energy is not None:
@@ -86,7 +109,7 @@ def _last_layer(model: AttentionACE, labelled: Frames) -> Iterator[tuple[Tensor,
             on_device = graph.with_edge_vec(graph.edge_vec.to(model.dtype)).to(model.embedding.device)
             with torch.no_grad():
                 energies, features = model.with_features(on_device)
-            yield features.double(), energies.sum().item() - frame.energy
+            yield frame, features.double(), energies.sum().item() - frame.energy
 
 
 def _calibration_row(config_type: str, errors: np.ndarray, sigmas: np.ndarray) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.model_file import Description, check_weights, config_of, describe, load_model
+from flashace.uncertainty import Uncertainty
 
 BEST = "best.pt"
 FORMAT = 2  # 1 had no number, no checksum and no `ended`
@@ -33,6 +34,7 @@ class Start:
     average: dict[str, torch.Tensor]
     reference_energies: str  # where they came from
     state: dict[str, Any] | None  # None of a model file
+    uncertainty: Uncertainty | None = None  # of a model file that has it
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -253,7 +255,7 @@ def read_start(path: Path, tell: Callable[[str], Any] = lambda message: None) ->
     else:
         model = load_model(path, torch.float64)
         weights: dict[str, torch.Tensor] = {**dict(model.named_parameters())}
-        return Start(path, describe(model), weights, weights, "", None)
+        return Start(path, describe(model), weights, weights, "", None, model.uncertainty)
     return Start(path, state["model"], state["weights"], state["average"], state["reference_energies"], state)
 
 

@@ -29,6 +29,10 @@ def _weight(value: Any) -> float | dict[float, float]:
 
 Weight = Annotated[float | dict[float, float], PlainValidator(_weight)]
 
+# defaults of a fit that starts from the weights of another: at the usual rate it forgets before it learns, and energies that count little
+# at first drift away. A fit that goes on with its schedule (resume_load_scheduler) has the defaults of any
+FROM_WEIGHTS: dict[str, Any] = {"learning_rate": 3e-4, "energy_weight": {0.0: 3.0, 0.9: 1000.0}}
+
 # what `size` sets; medium is what the fields of ModelConfig have. docs/model.md has their errors and costs
 SIZES: dict[str, dict[str, int]] = {
     "small": {"hidden_dim": 64, "num_channels": 16, "num_layers": 1},
@@ -44,7 +48,9 @@ class TrainConfig:
     size: Literal["small", "medium", "large"] = Field("medium", description="sizes of the model, where no option gives them")
     data: tuple[str, ...] = Field((), description="files of labelled structures, folders of VASP runs, or one folder of shards")
     valid: tuple[str, ...] = Field((), description="files, or shards, for validation; where none is given, a part of `data`")
-    valid_fraction: float = Field(0.1, gt=0, lt=1, description="part of `data` kept for validation")
+    valid_fraction: float = Field(
+        0.1, ge=0, lt=1, description="part of `data` kept for validation, of each kind of frames alike; 0: all frames are fitted"
+    )
     isolated_atoms: str | None = Field(None, description="file with one single-atom frame per element, for E0")
     atomic_energies: dict[str, float] | None = Field(None, description="E0 per element in eV")
     energy_shift_per_atom: float | None = Field(None, description="one E0 in eV for all elements")
@@ -65,7 +71,7 @@ class TrainConfig:
     random_rotation: bool = Field(False, description="turn each training structure at random, anew in every epoch")
     use_amp: bool = Field(True, description="mixed precision on a GPU; no effect on a CPU")
     amp_dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="lower precision of use_amp")
-    learning_rate: float = Field(6e-3, gt=0, description="peak of the schedule")
+    learning_rate: float = Field(6e-3, gt=0, description="peak of the schedule; 0.0003 with resume_from")
     warmup: float = Field(0.02, ge=0, lt=1, description="part of the fit in which the learning rate rises")
     lr_scheduler: Literal["cosine", "plateau", "constant"] = Field("cosine", description="learning rate after the warm-up")
     lr_patience: int = Field(10, ge=0, description="plateau: validations without a better score that are borne")
@@ -80,7 +86,8 @@ class TrainConfig:
     )
     huber_delta: float = Field(0.03, gt=0, description="huber: errors above it count linearly; 1 is the size of the labels (loss units)")
     energy_weight: Weight = Field(
-        {0.0: 0.1, 0.5: 3.0, 0.9: 1000.0}, description="weight of the energy per atom in the loss, or {progress: weight}"
+        {0.0: 0.1, 0.5: 3.0, 0.9: 1000.0},
+        description="weight of the energy per atom, or {progress: weight}; {0.0: 3.0, 0.9: 1000.0} with resume_from",
     )
     forces_weight: Weight = Field(1.0, description="weight of the forces, or {progress: weight}")
     stress_weight: Weight = Field(1.0, description="weight of the stress, or {progress: weight}")
@@ -93,7 +100,9 @@ class TrainConfig:
     resume_load_optimizer: bool = Field(False, description="also the state of the optimizer")
     resume_load_scheduler: bool = Field(False, description="also epoch, learning rate, best score and random states")
     resume_load_scaler: bool = Field(False, description="also the state of the gradient scaler")
-    use_checkpoint_energy_shift: bool = Field(True, description="with resume_from: E0 of the checkpoint, not of this data")
+    use_checkpoint_energy_shift: bool = Field(
+        True, description="with resume_from: E0 of the checkpoint, not of this data; false: the readouts are fitted to the new E0"
+    )
     tensorboard: bool = Field(False, description="write the columns of metrics.csv for TensorBoard too")
 
 
@@ -129,6 +138,8 @@ def make_config(options: Mapping[str, Any]) -> FitConfig:
             hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
             raise FlashACEError(f"unknown key `{name}`{hint}")
     options = {n: [v] if n in ("data", "valid") and isinstance(v, str) else v for n, v in options.items()}
+    if options.get("resume_from") is not None and not options.get("resume_load_scheduler"):
+        options = FROM_WEIGHTS | options
     try:
         train = TrainConfig(**{name: value for name, value in options.items() if name not in model_names})
         sizes = SIZES[train.size] | {name: value for name, value in options.items() if name in model_names}

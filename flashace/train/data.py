@@ -9,7 +9,7 @@ Whatever is contradictory, not finite or of the wrong shape is an error that nam
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -247,9 +247,32 @@ def isolated_atom_energies(frames: Sequence[Labelled]) -> tuple[dict[str, float]
 def split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
     """Training and validation frames, drawn at random: the same seed draws the same frames.
 
-    Each part keeps the order of `frames` and has at least one. Raises FlashACEError for a fraction outside (0, 1) and
-    for fewer than two frames.
+    Of each kind (config_type and elements) about the same part is held out, and never all: what training has never seen, nothing learns.
+    Only where kinds are so small that too few would be held out, they do not count. Each part keeps the order of `frames` and has at least
+    one. Raises FlashACEError for a fraction outside (0, 1) and for fewer than two frames.
     """
+    num_valid = _num_valid(frames, valid_fraction)
+    order = np.random.default_rng(seed).permutation(len(frames))
+    known: dict[Any, int] = {}
+    kinds = [known.setdefault((frame.config_type, frozenset(frame.atoms.numbers.tolist())), len(known)) for frame in frames]
+    left = _shares(Counter(kinds), num_valid)
+    drawn = []
+    for i in order.tolist():
+        if left[kinds[i]] > 0:
+            left[kinds[i]] -= 1
+            drawn.append(i)
+    taken = set(drawn)
+    drawn += [i for i in order.tolist() if i not in taken][: num_valid - len(drawn)]
+    return _parted(frames, drawn)
+
+
+def random_split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
+    """`split` without a look at the kinds of frames, as fits did it before: their models are calibrated with it still."""
+    drawn = np.random.default_rng(seed).permutation(len(frames))[: _num_valid(frames, valid_fraction)]
+    return _parted(frames, drawn.tolist())
+
+
+def _num_valid(frames: Sequence[Labelled], valid_fraction: float) -> int:
     if not 0 < valid_fraction < 1:
         raise FlashACEError(f"valid_fraction: expected a number between 0 and 1, got {valid_fraction}; 0.1 is usual")
     if len(frames) < 2:
@@ -257,9 +280,24 @@ def split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple
             f"expected at least 2 frames to split into training and validation, got {len(frames)}; "
             "add frames or name validation data with --valid"
         )
-    num_valid = min(max(round(valid_fraction * len(frames)), 1), len(frames) - 1)
+    return min(max(round(valid_fraction * len(frames)), 1), len(frames) - 1)
+
+
+def _shares(sizes: Mapping[int, int], num_valid: int) -> Counter[int]:
+    """How many of each kind are held out: its part, rounded so that the sum is right as far as one of each kind stays."""
+    fraction = num_valid / sum(sizes.values())
+    shares = Counter({kind: min(int(fraction * size), size - 1) for kind, size in sizes.items()})
+    nearest = sorted(sizes, key=lambda kind: shares[kind] - fraction * sizes[kind])  # stable: of equal ones the first in the data
+    while shares.total() < num_valid and any(shares[kind] < sizes[kind] - 1 for kind in nearest):
+        for kind in nearest:
+            if shares.total() < num_valid and shares[kind] < sizes[kind] - 1:
+                shares[kind] += 1
+    return shares
+
+
+def _parted(frames: Sequence[Labelled], drawn: Sequence[int]) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
     valid = np.zeros(len(frames), dtype=bool)
-    valid[np.random.default_rng(seed).permutation(len(frames))[:num_valid]] = True
+    valid[drawn] = True
     return take(frames, np.flatnonzero(~valid)), take(frames, np.flatnonzero(valid))
 
 

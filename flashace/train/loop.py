@@ -39,14 +39,17 @@ from flashace.train.loss import Batch, make_item
 from flashace.train.metrics import UNITS
 from flashace.train.micro import MicroBatches
 from flashace.train.neighbors import build_graphs, fresh_graphs
+from flashace.train.offset import remove_offset
 from flashace.train.optim import Schedule, loss_weights, make_average, make_optimizers
-from flashace.train.prepare import Prepared, make_model, start_readouts
+from flashace.train.prepare import ENOUGH_TO_CHOOSE, Prepared, make_model, start_readouts
 from flashace.train.ranks import ALONE, LostRank, Ranks, shares
 from flashace.train.sanity import in_a_sentence, sanity_of_fit
 from flashace.train.step import TrainStep
 
 COMPILE_PAYS = 12 * 60  # s of plain training above which compiling is worth its one to three minutes
 LEFT_BY_A_FIT = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png")
+FRAMES_TO_ADAPT = 500  # evenly drawn, for the change of reference energies
+SURE = 3.0  # standard errors; earlier weights have the lowest score of all by choice, so two would come by luck
 CLOSING_FRAMES = 10_000  # evenly drawn from each set, for the closing table, the pictures and the uncertainty
 # What comes after the last step has to fit into `max_time` too
 CLOSING_PASSES = 2.0  # times that a prediction of each of these frames takes: predictions, features, errors
@@ -124,7 +127,7 @@ class Trainer:
             def build(frames: Sequence[Labelled]) -> Sequence[Graph]:
                 return build_graphs(frames, r_max, lambda n: bar.advance(task, n))
 
-            return [self.ranks.build_once(build, frames) for frames in sets]
+            return [self.ranks.build_once(build, frames) if frames else [] for frames in sets]
 
     def _make_items(self) -> Sequence[Batch]:
         def make(i: int) -> Batch:
@@ -313,7 +316,7 @@ class Trainer:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
         predictions = self._predict(self.valid_graphs)
         errors = self.ranks.from_first(error_rows(self.prepared.valid, predictions)[-1] if self.ranks.first else {})
-        score = self._score(errors)
+        score = self._score(errors) if self.prepared.valid else math.nan
         self.schedule.validated(score)
         better = score < self.best_score
         if better:
@@ -437,6 +440,10 @@ class Trainer:
     def _resume(self, start: Start) -> None:
         """The averaged weights come back (the model has its own), and whatever of the rest is asked for."""
         self.averaged.load_state_dict(start.average, strict=True)
+        if self.model.e0 != start.model["atomic_energies"]:  # the network makes up for it, or the fit begins with errors of eV
+            for model in (self.model, self.averaged):
+                remove_offset(model, sample(self.prepared.train, FRAMES_TO_ADAPT), sample(self.train_graphs, FRAMES_TO_ADAPT))
+                self.ranks.copy_first(list(model.parameters()))
         self.best = self._averaged_weights()
         t, state = self.config, start.state
         asked = [name for name in ("resume_load_optimizer", "resume_load_scheduler", "resume_load_scaler") if getattr(t, name)]
@@ -513,35 +520,65 @@ class Trainer:
         return bool(saved["ended"]) and not longer
 
     def finish(self) -> None:
-        """The best averaged weights as model.pt, the closing table, the pictures. Ranks part here: the first does what is left to do."""
-        model = self.averaged
-        model.load_state_dict(self.best, strict=True)
-        predictions = {}
-        sets = {
+        """The chosen weights as model.pt, the closing table, the pictures. Ranks part here: the first does what is left to do."""
+        model, predictions = self.averaged, {}
+        sets: dict[str, tuple[Sequence[Labelled], Sequence[Graph]]] = {
             "train": (sample(self.prepared.train, self.closing_frames), sample(self.train_graphs, self.closing_frames)),
             "validation": (sample(self.prepared.valid, self.closing_frames), sample(self.valid_graphs, self.closing_frames)),
         }
+        kept = self._choose_weights(*sets["validation"])
+        offset = remove_offset(model, *sets["train"], self._energy_delta()) if self.ranks.first else 0.0
+        self.ranks.copy_first(list(model.parameters()))
         for name, (frames, graphs) in sets.items():
-            predictions[name] = frames, list(self._predict(graphs))
+            if frames:
+                predictions[name] = frames, list(self._predict(graphs))
         self.ranks.leave()
         if not self.ranks.first:
             return
         rows = {name: error_rows(*predicted) for name, predicted in predictions.items()}
         sanity = sanity_of_fit(model, sets["train"][0])
+        start = self.prepared.start
         try:
-            model.uncertainty = estimate_uncertainty(model, *sets.values())
+            model.uncertainty = estimate_uncertainty(model, *sets.values(), None if start is None else start.uncertainty)
         except FlashACEError as error:
             self._say(f"{error}; the model is saved without. `flashace calibrate` adds it")
-        save_model(self.folder / "model.pt", model, self._provenance(rows) | {"sanity": sanity._asdict()})
+        save_model(self.folder / "model.pt", model, self._provenance(rows) | {"weights": kept, "sanity": sanity._asdict()})
         report.learning_curve(self.folder / "metrics.csv", self.folder / "learning_curve.png")
         report.parity(predictions, self.folder / "parity.png")
         self.console.print(report.error_table(rows))
         if self.prepared.looked is not None:
             self.console.print(f"check: {self.prepared.looked.words()}", soft_wrap=True)
+        self._say(f"weights: {kept}")
+        self._say(f"energies: a constant offset of {1e3 * offset:.2g} meV/atom was taken out")
+        if model.uncertainty is not None:
+            self._say(f"uncertainty: {report.uncertainty_in_words(model.uncertainty.describe())}")
         self.console.print(
             f"{self._steps()} steps, {self._steps() / self.batches_per_epoch:.1f} epochs, {self.elapsed / 60:.1f} minutes of training"
         )
         self._say(in_a_sentence(sanity))
+
+    def _choose_weights(self, frames: Sequence[Labelled], graphs: Sequence[Graph]) -> str:
+        """The averaged weights of the end, or earlier ones that are better beyond doubt; returns which and why.
+
+        A score over few frames says little, and the lowest of a hundred scores is low by luck: the earlier weights count as better where
+        the validation frames say so one by one.
+        """
+        model, last = self.averaged, self._averaged_weights()
+        if all(torch.equal(weight, last[name]) for name, weight in self.best.items()):
+            return "of the end, averaged; no earlier ones had a better validation score"
+        scores = []
+        for weights in (self.best, last):
+            model.load_state_dict(weights, strict=True)
+            predictions = self._predict(graphs)
+            pairs = zip(frames, predictions, strict=True) if self.ranks.first else ()
+            scores.append(np.array([self._score(error_rows([frame], [predicted])[-1]) for frame, predicted in pairs]))
+        earlier, why = self.ranks.from_first(earlier_is_better(*scores))
+        model.load_state_dict(self.best if earlier else last, strict=True)
+        return f"{'of the best validation score' if earlier else 'of the end'}, averaged; {why}"
+
+    def _energy_delta(self) -> float:
+        """eV/atom; larger errors of the energy count linearly in the loss."""
+        return self.config.huber_delta * self.prepared.units.energy if self.config.loss == "huber" else math.inf
 
     def _provenance(self, rows: dict[str, Any]) -> dict[str, Any]:
         packages = ("flashace", "torch", "e3nn", "ase", "matscipy", "numpy")
@@ -559,6 +596,24 @@ class Trainer:
             "seed": self.config.seed,
             "versions": {name: importlib.metadata.version(name) for name in packages},
         }
+
+
+def earlier_is_better(earlier: np.ndarray, last: np.ndarray) -> tuple[bool, str]:
+    """Whether frames tell that the first of two sets of weights is better, from the score of each frame [B] with both, and why.
+
+    A paired t test over frames: B ≥ ENOUGH_TO_CHOOSE, and the mean difference above SURE standard errors. Scores that are not finite
+    are worse than any.
+    """
+    if not np.isfinite(last).all():
+        return True, "those of the end are not finite"
+    if len(last) == 0:
+        return False, "there are no validation frames to choose by"
+    if len(last) < ENOUGH_TO_CHOOSE:
+        return False, f"{len(last)} validation frames are too few to choose by ({ENOUGH_TO_CHOOSE} would do)"
+    gain = last - earlier
+    error = gain.std(ddof=1) / len(gain) ** 0.5
+    sure = gain.mean() / error if error > 0 else 0.0
+    return sure > SURE, f"on {len(gain)} validation frames earlier ones are better by {sure:.1f} standard errors ({SURE:g} are asked for)"
 
 
 def fit(

@@ -15,7 +15,7 @@ from flashace.derivatives import EdgeBudget
 from flashace.errors import FlashACEError
 from flashace.graph import Graph, Part
 from flashace.model import AttentionACE
-from flashace.model_file import bound_of, config_of
+from flashace.model_file import NO_FREE_ATOMS, bound_of, config_of, told_free_atoms
 from flashace.nn.readout import Readout
 from flashace.train import statistics
 from flashace.train.check.before_fit import Looked, look
@@ -29,6 +29,7 @@ from flashace.train.shards import read_data
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
 MAX_FRAMES_TO_START, RIDGE = 500, 1e-4
 SIZE_NAMES = "num_layers", "l_max", "correlation", "hidden_dim", "num_channels"
+ENOUGH_TO_CHOOSE = 10  # validation frames by which earlier weights may be taken instead of the last
 TYPICAL_ATOMS = 75  # of a batch whose size is not given
 
 
@@ -57,7 +58,9 @@ class Prepared:
         """(what, decision) in the order in which they were made."""
         t, m, atoms = self.config.train, self.config.model, [len(frame.atoms) for frame in self.train]
         energies = ", ".join(f"{symbol} {energy:.4f}" for symbol, energy in self.references.values.items())
-        share = f"the files {', '.join(t.valid)}" if t.valid else f"{t.valid_fraction:.0%} of the data, seed {t.seed}"
+        share = f"the files {', '.join(t.valid)}" if t.valid else f"{t.valid_fraction:.0%} of each kind of frames, seed {t.seed}"
+        if 0 < len(self.valid) < ENOUGH_TO_CHOOSE:
+            share += "; too few to choose weights by, which are those of the end then; valid_fraction: 0 fits all frames"
         length = f"{t.max_time:g} minutes" if t.epochs is None else f"{t.epochs} epochs"
         units = [f"{1e3 * getattr(self.units, name):.3g} {unit}" for name, unit in UNITS.items() if getattr(self.labels, name).used]
         length += f", at most {t.max_time:g} minutes" if t.epochs and t.max_time else ""
@@ -72,7 +75,7 @@ class Prepared:
             ("elements", ", ".join(self.references.values)),
             ("split", f"{len(self.train)} training and {len(self.valid)} validation frames ({share})"),
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
-            ("reference energies", f"{energies} eV, {self.references.origin}"),
+            ("reference energies", f"{energies} eV, {self.references.origin}{'' if self.references.free_atoms else '. ' + NO_FREE_ATOMS}"),
             ("model", f"{t.size}: " + ", ".join(f"{name} {getattr(m, name)}" for name in SIZE_NAMES)),
             ("cutoff", f"{m.r_max:g} Å"),
             ("batch size", batch),
@@ -106,9 +109,12 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     if t.valid:
         train, valid = frames, isolated_atom_energies(read_data(t.valid, keys)[0])[1]
         _check_apart(train, valid, t, tell)
+    elif t.valid_fraction == 0:
+        _check_without_validation(t)
+        train, valid = frames, []
     else:
         train, valid = split(frames, t.valid_fraction, t.seed)
-    if not train or not valid:
+    if not train or not (valid or t.valid_fraction == 0):
         raise FlashACEError(f"expected training and validation frames, got {len(train)} and {len(valid)} (isolated atoms aside)")
     looked = None
     if t.check == "leave_out" or (t.check != "off" and restart is None):
@@ -119,7 +125,8 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         config = replace(config, model=replace(config.model, bounded=config_of(start.model).bounded))  # its weights mean nothing otherwise
         _check_start(start, config, statistics.elements_of(train))
     if start is not None and restart is not None:
-        references = statistics.ReferenceEnergies(start.model["atomic_energies"], start.reference_energies)
+        free_atoms = told_free_atoms(start.model.get("free_atoms"), start.reference_energies)
+        references = statistics.ReferenceEnergies(start.model["atomic_energies"], start.reference_energies, free_atoms)
     else:
         references = _reference_energies(config, isolated, chained(train, valid), start)
     num_atoms = float(np.mean([len(frame.atoms) for frame in train]))
@@ -135,6 +142,13 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     )
     units = statistics.loss_units(train)
     return Prepared(FitConfig(config.model, settled), labels, train, valid, references, units, device, dtype, start, looked)
+
+
+def _check_without_validation(t: TrainConfig) -> None:
+    deciding = {"early_stopping": t.early_stopping is not None, "lr_scheduler plateau": t.lr_scheduler == "plateau"}
+    asked = " and ".join(name for name, given in deciding.items() if given)
+    if asked:
+        raise FlashACEError(f"valid_fraction: 0 leaves no frames for validation, by which {asked} would decide; leave one out")
 
 
 def _start(config: FitConfig, restart: Path | None, tell: Callable[[str], Any]) -> tuple[FitConfig, Start | None]:
@@ -191,6 +205,7 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
             dtype=prepared.dtype,
             shortest_distances=None if before is None else found.shortest,
             energy_bound=statistics.energy_bound(prepared.train, prepared.references.values) if start is None else bound_of(start.model),
+            free_atoms=prepared.references.free_atoms,
         )
     if counted is not None:
         model.coordination = Coordination(found.coordination, model.symbols)
@@ -220,18 +235,26 @@ def _reference_energies(
     first, *others = ways or {"": {}}
     for other in others:
         _same_energies(first, ways[first], other, ways[other])
-    return statistics.reference_energies(frames, ways.get(first, {}), f"from {first}")
+    found = statistics.reference_energies(frames, ways.get(first, {}), f"from {first}")
+    if not isolated and not t.isolated_atoms and start is not None and t.use_checkpoint_energy_shift:
+        return replace(found, free_atoms=told_free_atoms(start.model.get("free_atoms"), start.reference_energies))
+    return found if t.energy_shift_per_atom is None or isolated or t.isolated_atoms else replace(found, free_atoms=False)
 
 
 def _same_energies(one: str, energies: dict[str, float], other: str, other_energies: dict[str, float]) -> None:
     tolerance = 1e-4  # eV; the same numbers, printed with fewer digits
+    mend = "give the reference energies in one way"
+    if one.endswith("(use_checkpoint_energy_shift)"):
+        mend = (
+            f"to take those of `{other}`, to which the model then adapts, say --no-use-checkpoint-energy-shift "
+            f"(use_checkpoint_energy_shift: false); to keep those of the model, leave out `{other}`"
+        )
     if not energies or not other_energies:
-        raise FlashACEError(f"`{one}` and `{other}` contradict each other: give the reference energies in one way")
+        raise FlashACEError(f"`{one}` and `{other}` contradict each other: {mend}")
     for symbol in energies.keys() & other_energies.keys():
         if abs(energies[symbol] - other_energies[symbol]) > tolerance:
             raise FlashACEError(
-                f"`{one}` and `{other}` contradict each other: {energies[symbol]} and {other_energies[symbol]} eV for {symbol}; "
-                "give the reference energies in one way"
+                f"`{one}` and `{other}` contradict each other: {energies[symbol]} and {other_energies[symbol]} eV for {symbol}; {mend}"
             )
 
 

@@ -92,7 +92,10 @@ def uncertainty_in_words(described: Mapping[str, float] | None) -> str:
     """Of what a model file has (`Uncertainty.describe`)."""
     if described is None:
         return "not known (flashace calibrate adds it)"
-    return f"calibrated on {described['frames']} frames; of an atom in these up to {1e3 * described['largest']:.3g} meV"
+    frames = f"{described['frames']} frame{'' if described['frames'] == 1 else 's'}"
+    if described.get("left_out"):
+        frames += f" and, since these are few, {described['left_out']} fitted ones, each as if left out (rather too small than too large)"
+    return f"calibrated on {frames}; of an atom in these up to {1e3 * described['largest']:.3g} meV"
 
 
 def learning_curve(metrics_csv: str | Path, png: str | Path) -> None:

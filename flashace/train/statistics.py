@@ -28,10 +28,11 @@ class LossUnits:
 
 @dataclass(frozen=True)
 class ReferenceEnergies:
-    """E0 per element in eV, and one sentence that says where they came from."""
+    """E0 per element in eV, one sentence that says where they came from, and whether they are the energies of atoms alone."""
 
     values: dict[str, float]
     origin: str
+    free_atoms: bool = True
 
 
 def elements_of(frames: Sequence[Labelled]) -> list[str]:
@@ -77,7 +78,8 @@ def _solved(elements: list[str], frames: Iterable[Labelled]) -> ReferenceEnergie
     if mixed:
         origin += f"; these compositions cannot tell apart {' nor '.join(mixed)}, so the smallest solution is taken"
     digits = 9  # neV: what LAPACK leaves behind that depends on where arrays lie in memory
-    return ReferenceEnergies({symbol: round(float(energy), digits) for symbol, energy in zip(elements, solution, strict=True)}, origin)
+    values = {symbol: round(float(energy), digits) for symbol, energy in zip(elements, solution, strict=True)}
+    return ReferenceEnergies(values, origin, free_atoms=False)
 
 
 def indistinct_elements(counts: np.ndarray, elements: Sequence[str]) -> list[list[str]]:

@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa
 
 from flashace.errors import FlashACEError
-from flashace.train.data import LabelKeys, content_hash, isolated_atom_energies, read_labelled, split
+from flashace.train.data import LabelKeys, content_hash, isolated_atom_energies, random_split, read_labelled, split
 
 STRESS = np.array([[0.10, 0.04, 0.05], [0.04, -0.20, 0.06], [0.05, 0.06, 0.30]])  # eV/Å³
 FORCES = np.array([[0.1, 0.2, -0.3], [-0.1, 0.4, 0.5]])  # eV/Å
@@ -415,6 +416,34 @@ def test_split_is_a_partition_that_the_seed_decides(ten):
     assert any(split(ten, 0.3, seed=seed)[1] != valid for seed in range(2, 6))
     assert [len(part) for part in split(ten, 0.001, seed=0)] == [9, 1]
     assert [len(part) for part in split(ten, 0.999, seed=0)] == [1, 9]
+
+
+def kinds_of(frames):
+    return Counter(frame.config_type for frame in frames)
+
+
+def test_no_kind_of_frames_is_held_out_whole(ten):
+    """The one frame of a surface taught nothing when it was the one to be held out."""
+    sizes = {"AIMD": 20, "vacancy": 14, "elastic": 5, "surface": 1}
+    frames = [replace(ten[0], config_type=kind) for kind, size in sizes.items() for _ in range(size)]
+    for seed in range(50):
+        train, valid = split(frames, 0.1, seed)
+        assert kinds_of(valid) == {"AIMD": 2, "vacancy": 1, "elastic": 1}
+        assert kinds_of(train).keys() == sizes.keys()
+    assert any("surface" in kinds_of(random_split(frames, 0.1, seed)[1]) for seed in range(50))
+    assert kinds_of(split(frames, 0.6, 0)[1]) == {"AIMD": 12, "vacancy": 9, "elastic": 3}
+
+
+def test_no_element_is_held_out_whole(ten):
+    odd = replace(ten[0], atoms=Atoms("Ge2"))
+    assert not any(frame is odd for seed in range(30) for frame in split([*ten, odd], 0.3, seed)[1])
+
+
+def test_where_each_frame_is_of_its_own_kind_kinds_do_not_count(ten):
+    named = [replace(frame, config_type=str(i)) for i, frame in enumerate(ten)]
+    assert [len(part) for part in split(named, 0.3, 0)] == [7, 3]
+    pairs = [replace(frame, config_type=str(i // 2)) for i, frame in enumerate(ten)]
+    assert [len(part) for part in split(pairs, 0.8, 0)] == [2, 8]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])

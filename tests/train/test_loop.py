@@ -47,6 +47,14 @@ def rows(folder):
     return list(csv.DictReader((folder / "metrics.csv").open()))
 
 
+def repeated(frames):
+    """Each frame 2 × 2 × 2 times, with its energy in info["e"] and its forces in arrays["f"]."""
+    larger = [atoms.repeat(2) for atoms in frames]
+    for atoms, large in zip(frames, larger, strict=True):
+        large.info["e"], large.arrays["f"] = 8 * atoms.get_potential_energy(), np.tile(atoms.get_forces(), (8, 1))
+    return larger
+
+
 def signal_at(monkeypatch, steps, signum=signal.SIGINT):
     """Ctrl-C arrives in the middle of these steps of the fit, counted from 1."""
     plain, count = TrainStep.__call__, iter(range(1, 10**6))
@@ -162,6 +170,27 @@ def test_the_same_seed_gives_the_same_model(fit, tmp_path):
     fit("one", seed=1), fit("two", seed=1), fit("three", seed=2)
     assert same_weights(tmp_path / "one", tmp_path / "two")
     assert not same_weights(tmp_path / "one", tmp_path / "three")
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_same_seed_gives_the_same_bits_with_two_threads(fit, make_frames, tmp_path, compiled):
+    write(tmp_path / "large.extxyz", repeated(make_frames(4)))
+    options = {
+        "data": ["large.extxyz"],
+        "dtype": "float32",
+        "optimizer": "muon",
+        "edge_hidden_dim": 64,
+        "energy_key": "e",
+        "forces_key": "f",
+    }
+    torch.set_num_threads(2)
+    try:
+        for name in ("one", "two"):
+            assert fit(name, epochs=3, force=True, compile=compiled, **options).exit_code == 0
+    finally:
+        torch.set_num_threads(1)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(p, two[name]) for name, p in one.items())
 
 
 # Stopping and going on

@@ -58,6 +58,13 @@ def test_every_decision_is_told(prepared):
     assert "cpu, float64" in decisions["device, dtype"]
 
 
+def test_few_validation_frames_are_told_to_choose_nothing(prepared):
+    assert "too few to choose weights by" in dict(prepared().decisions())["split"]
+    assert "12 training and 0 validation" in dict(prepared(valid_fraction=0).decisions())["split"]
+    with pytest.raises(FlashACEError, match="valid_fraction: 0 leaves no frames for validation, by which early_stopping would decide"):
+        prepared(valid_fraction=0, early_stopping=3)
+
+
 def test_preparing_and_building_leave_random_state_alone(prepared):
     state = torch.random.get_rng_state()
     p = prepared()
@@ -87,6 +94,25 @@ def test_isolated_atoms_of_the_data_are_the_zero(prepared, data_file, tmp_path):
     assert p.references.origin == "from isolated atoms in the data"
     assert len(p.train) + len(p.valid) == 12
     assert make_model(p, build_graphs(p.train, 3.0)).e0 == {"C": -7.5, "Si": -5.25}
+
+
+ALONE = {
+    "none": ({}, False),
+    "in a file": ({"isolated_atoms": "atoms.extxyz"}, True),
+    "given": ({"atomic_energies": {"C": -7.5, "Si": -5.25}}, True),
+    "one for all": ({"energy_shift_per_atom": -3.5}, False),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_energies_without_isolated_atoms_are_told_to_mean_nothing_at_low_density(prepared, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    lone_atoms(tmp_path / "atoms.extxyz", -7.5)
+    options, known = ALONE[case]
+    p = prepared(**options)
+    told = dict(p.decisions())["reference energies"]
+    assert ("mean nothing: dissociation" in told) is ("--isolated-atoms FILE" in told) is not known
+    assert make_model(p, build_graphs(p.train, 3.0)).free_atoms is known
 
 
 def lone_atoms(path, carbon):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase import Atoms
 from ase.io import read, write
 from rich.console import Console
 
 from flashace.errors import FlashACEError
+from flashace.graph import build_graph
 from flashace.model_file import load_model, read_header
 from flashace.train import loop
 from flashace.train.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
@@ -189,7 +191,26 @@ def test_the_best_is_kept(fit, tmp_path):
     fit("run", epochs=6, learning_rate=0.3, keep_checkpoints=1)
     best = load_checkpoint(tmp_path / "run/checkpoints/best.pt")
     assert same(best["average"].values(), best["schedule"]["best"].values())
-    assert same(best["schedule"]["best"].values(), load_model(tmp_path / "run/model.pt", torch.float64).parameters())
+
+
+@pytest.mark.parametrize(("frames", "kept"), [(9, "of the end"), (40, "of the best validation score")])
+def test_earlier_weights_are_taken_where_enough_frames_say_so(fit, make_frames, tmp_path, frames, kept):
+    """A fit whose rate stays so high that it ends worse than it was: few frames cannot tell, many can."""
+    write(tmp_path / "valid.extxyz", make_frames(frames, seed=3))
+    result = fit("run", valid=["valid.extxyz"], epochs=12, learning_rate=0.3, lr_scheduler="constant", optimizer="adamw", ema_decay=0.0)
+    assert f"weights: {kept}, averaged; " in " ".join(result.output.split())
+    assert read_header(tmp_path / "run/model.pt")["provenance"]["weights"].startswith(kept)
+
+
+def test_a_choice_by_frames_knows_how_well_they_can_tell():
+    rng = np.random.default_rng(0)
+    last = rng.lognormal(size=50)
+    assert loop.earlier_is_better(0.5 * last, last)[0]
+    assert not loop.earlier_is_better(0.5 * last[:4], last[:4])[0]
+    assert not loop.earlier_is_better(np.full(4, 1.0), np.full(4, 1.0))[0]
+    assert loop.earlier_is_better(np.full(4, 1.0), np.full(4, np.nan))[0]
+    by_luck = [loop.earlier_is_better(rng.lognormal(size=20), rng.lognormal(size=20))[0] for _ in range(1000)]
+    assert np.mean(by_luck) < 0.01
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(fit, flashace, tmp_path):
@@ -296,8 +317,46 @@ def test_use_checkpoint_energy_shift(fit, trainer, tmp_path):
     assert solved.model.e0 == trainer().model.e0
     given = trainer(resume_from="run", use_checkpoint_energy_shift=False, energy_shift_per_atom=-1.0)
     assert given.model.e0 == {"C": -1.0, "Si": -1.0}
-    with pytest.raises(FlashACEError, match=r"use_checkpoint_energy_shift\)` and `energy_shift_per_atom` contradict each other"):
+    with pytest.raises(
+        FlashACEError,
+        match=r"use_checkpoint_energy_shift\)` and `energy_shift_per_atom` contradict each other.* say --no-use-checkpoint-energy-shift",
+    ):
         trainer(resume_from="run", energy_shift_per_atom=-1.0)
+
+
+def test_a_model_adapts_to_other_reference_energies(fit, trainer):
+    """By several eV per atom, before the first step; atoms alone have the new ones."""
+    fit("run")
+    lower = {symbol: energy - 3.0 for symbol, energy in trainer(resume_from="run").model.e0.items()}
+    for source in ("run", "run/model.pt"):
+        resumed = trainer(resume_from=source, use_checkpoint_energy_shift=False, atomic_energies=lower)
+        for model in (resumed.model, resumed.averaged):
+            energies = [model(graph).sum().item() for graph in resumed.train_graphs]
+            assert np.mean([(e - f.energy) / 2 for e, f in zip(energies, resumed.prepared.train, strict=True)]) == pytest.approx(
+                0.0, abs=0.02
+            )
+            assert model(build_graph(Atoms("Si"), 3.0)).item() == lower["Si"]
+
+
+def test_a_start_from_weights_has_defaults_of_its_own(fit, trainer):
+    """The usual rate made a model forget; one that goes on with its schedule keeps the usual ones, and what is asked for holds."""
+    fit("run")
+    usual, tuned = trainer().config, trainer(resume_from="run/model.pt").config
+    assert tuned.learning_rate == usual.learning_rate / 20
+    assert tuned.energy_weight == {0.0: 3.0, 0.9: 1000.0}
+    assert trainer(resume_from="run/model.pt", learning_rate=0.01).config.learning_rate == 0.01
+    exact = trainer(resume_from="run", **EXACT).config
+    assert (exact.learning_rate, exact.energy_weight) == (usual.learning_rate, usual.energy_weight)
+
+
+def test_what_was_fitted_before_stays_certain(fit, make_frames, tmp_path):
+    """The statistics of the model that a fit starts from are kept, and those of its own frames added."""
+    fit("run")
+    write(tmp_path / "new.extxyz", make_frames(3, seed=7))
+    fit("new", resume_from="run/model.pt", data=["new.extxyz"])
+    before, after = (load_model(tmp_path / name / "model.pt").uncertainty.energy.covariance for name in ("run", "new"))
+    assert torch.linalg.eigvalsh(after - before).min() > -1e-9 * after.trace()
+    assert after.trace() > before.trace()
 
 
 def test_resume_load_optimizer(fit, trainer, tmp_path):

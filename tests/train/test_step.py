@@ -293,3 +293,22 @@ def test_the_traced_step_has_mixed_precision_in_it(make_model, structure):
     traced, plain, exact = step._trace(), step._plain, TrainStep(model, UNITS, False)._plain
     results = [torch.cat([g.flatten() for g in f(weights, *_flatten(batch))]) for f in (traced, plain, exact)]
     assert (results[0] - results[1]).norm() < 1e-2 * (results[2] - results[1]).norm()
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_threads_give_the_same_bits_again_and_again(make_model, structure, two_threads):
+    """A sum whose order is that in which threads come has other last digits each time; 131,000 numbers are enough for torch to share it."""
+    model = make_model(torch.float32, edge_hidden_dim=64, num_channels=16, correlation=4, l_max=3)
+    batch, seen = make_batch(structure, 4 * ["crystal"], torch.float32), set()
+    for _ in range(6):
+        model.zero_grad()
+        TrainStep(model, UNITS, compiled=False)(batch, WEIGHTS.float())
+        seen.add(b"".join(g.numpy().tobytes() for g in gradients(model).values()))
+    assert len(seen) == 1
