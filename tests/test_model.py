@@ -1,5 +1,7 @@
 """The laws of the energies: what an atom sees, what it does not, and that nothing else changes."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -364,3 +366,14 @@ def test_a_crystal_of_one_atom_sees_its_own_images(model):
     """bulk silicon in its primitive and cubic cell: the same energy per atom."""
     one, eight = bulk("Si", a=5.43), bulk("Si", a=5.43, cubic=True)
     close(energies(model, one).mean(), energies(model, eight).mean())
+
+
+def test_energies_stay_in_float64_whatever_the_weights_are_turned_into(make_model):
+    """Thousands of eV have to be resolved to µeV, and ZBL to more than float32 has."""
+    model = make_model()
+    model.atomic_energies += 1e-9  # float32 would lose it
+    for turned in (copy.deepcopy(model).float(), copy.deepcopy(model).to(torch.float32), copy.deepcopy(model).half().double()):
+        assert torch.equal(turned.atomic_energies, model.atomic_energies)
+        assert torch.equal(turned.repulsion.length, model.repulsion.length)
+    assert copy.deepcopy(model).float().dtype == torch.float32
+    assert {buffer.device.type for buffer in model.to("meta").buffers()} == {"meta"}

@@ -28,7 +28,7 @@ from flashace.model import AttentionACE, ModelConfig
 from flashace.model_file import save_model
 from flashace.nn.layer import Layer
 from flashace.nn.radial import polynomial_envelope
-from flashace.verify import PRECISIONS, LawResult
+from flashace.verify import PRECISIONS, Finding, LawResult, _worst
 
 R_MAX = 4.0
 REFERENCE = {"H": -13.1, "C": -150.3, "Si": -100.7}
@@ -439,3 +439,11 @@ def test_command_with_a_calculator_of_ones_own(tmp_path: Path, monkeypatch: pyte
 
 def test_tolerances_are_as_tight_as_promised() -> None:
     assert (PRECISIONS["float64"].symmetry, PRECISIONS["float64"].difference) == (1e-10, 1e-6)
+
+
+def test_the_worst_finding_is_the_one_farthest_beyond_its_own_tolerance() -> None:
+    """A larger value may be within a larger tolerance; and NaN, which compares with nothing, must not be passed over."""
+    fine, broken = Finding(2.0, 3.0, detail="fine"), Finding(1.0, 0.5, detail="broken")
+    assert [_worst(found).detail for found in ([fine, broken], [broken, fine])] == ["broken"] * 2
+    assert _worst([fine, Finding(np.nan, 1.0, detail="NaN"), broken]).detail == "NaN"
+    assert _worst([Finding(-2.0, -1.0), Finding(-0.5, -1.0, detail="pulls")]).detail == "pulls"
