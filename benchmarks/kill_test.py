@@ -185,6 +185,7 @@ def end_commands(place: Path, kills: int) -> list[bool]:
                 finish(*arguments, command=command)
                 good.append(whole and contents(target) == new)
             shown = f"{len(left)}: {min(left)}" if left else ""
+            print(f"{command} {signum.name}: {sum(good)} of {len(good)}", flush=True)
             table.add_row(command, signum.name, str(len(good)), str(olds), shown, f"{sum(good)} of {len(good)}")
             held += good
     Console(width=140).print(table)
