@@ -1,8 +1,10 @@
-"""A small fit, killed (kill -9) at random moments and while it writes checkpoints; resumed, it has to end bit-equal to the whole one.
+"""Commands, killed at random moments and while they write: what was there is whole, and the next try ends as if nothing had been.
 
     python benchmarks/kill_test.py --kills 20
 
-Every other kill waits for a half-written checkpoint. Exit status 1 where a model or a row of metrics.csv differs in any bit.
+A small fit, killed with SIGKILL and resumed, has to end bit-equal to the whole one. `export`, `convert`, `evaluate` and `calibrate`, which
+replace an earlier file, are ended by SIGKILL, SIGTERM and SIGINT: the file is the old or the new one, and after a signal that can be caught
+no file and no process is left. Every other kill waits for something half-written. Exit status 1 where a bit differs or anything is left.
 """
 
 import argparse
@@ -10,12 +12,14 @@ import csv
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
 import yaml
 from ase.io import read, write
 from rich.console import Console
@@ -23,6 +27,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from flashace import cli
+from flashace.model_file import load_model, read_header, save_model
 from flashace.train import report
 
 DATA = Path(__file__).parents[1] / "examples/data/sic.extxyz"
@@ -40,8 +45,10 @@ def main() -> None:
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as place:
         equal = kill_and_compare(Path(place), arguments.kills)
+        held = end_commands(Path(place), arguments.kills)
     print(f"{sum(equal)} of {len(equal)} resumed fits are bit-equal to the whole one")
-    raise SystemExit(not all(equal))
+    print(f"{sum(held)} of {len(held)} commands that were ended left what was there whole, and nothing else")
+    raise SystemExit(not all(equal + held))
 
 
 def kill_and_compare(place: Path, kills: int) -> list[bool]:
@@ -100,24 +107,24 @@ def kill_one(place: Path, run: Path, seconds: float, while_writing: bool) -> str
     return f"{time.monotonic() - begin:.2f} s" + (", writing" if while_writing else "")
 
 
-def start(*arguments: object) -> BaseProcess:
-    """`flashace fit` with these arguments in a process of its own: a fork, which has the imports behind it."""
-    process = get_context("fork").Process(target=_fit, args=(tuple(map(str, arguments)),))
+def start(*arguments: object, command: str = "fit") -> BaseProcess:
+    """`flashace fit` with these arguments, or another command, in a process of its own: a fork, which has the imports behind it."""
+    process = get_context("fork").Process(target=_run, args=((command, *map(str, arguments)),))
     process.start()
     return process
 
 
-def _fit(arguments: tuple[str, ...]) -> None:
+def _run(arguments: tuple[str, ...]) -> None:
     report.learning_curve = report.parity = lambda *_: None  # pictures take longer than this fit
     with Path(os.devnull).open("w") as cli.console.file:
-        cli.main(["fit", *arguments])
+        cli.main(arguments)
 
 
-def finish(*arguments: object) -> None:
-    process = start(*arguments)
+def finish(*arguments: object, command: str = "fit") -> None:
+    process = start(*arguments, command=command)
     process.join()
     if process.exitcode:
-        raise SystemExit(f"flashace fit {' '.join(map(str, arguments))}: exit status {process.exitcode}")
+        raise SystemExit(f"flashace {command} {' '.join(map(str, arguments))}: exit status {process.exitcode}")
 
 
 def result(run: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
@@ -126,6 +133,110 @@ def result(run: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
         weights = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader((run / "metrics.csv").open())]
     return weights, rows
+
+
+def end_commands(place: Path, kills: int) -> list[bool]:
+    """For each command and signal, so many times: whether all was as it should be."""
+    folder, scratch = place / "commands", place / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+    model, data, half = folder / "model.pt", folder / "data.extxyz", folder / "half.extxyz"
+    shutil.copy(place / "data.extxyz", data)
+    write(half, read(data, ":12"))
+    network = load_model(place / "whole/model.pt", torch.float64)
+    network.uncertainty = None
+    save_model(model, network, read_header(place / "whole/model.pt")["provenance"])
+    lammps, shards, predictions = folder / "model.so", folder / "shards", folder / "predictions.extxyz"
+    finish(model, "--for", "lammps", "--dtype", "float64", command="export")
+    finish(half, shards, command="convert")
+    finish(model, half, "-o", predictions, command="evaluate")
+    commands = {
+        "export": (lammps, (model, "--for", "lammps")),
+        "convert": (shards, (data, shards, "--overwrite")),
+        "evaluate": (predictions, (model, data, "-o", predictions)),
+        "calibrate": (model, (model, place / "data.extxyz", "--valid", half)),
+    }
+    table = Table("command", "signal", "ended", "old one then", "left behind", "as it should be", title="commands")
+    held: list[bool] = []
+    for command, (target, arguments) in commands.items():
+        old = contents(target)
+        begin = time.monotonic()
+        finish(*arguments, command=command)
+        seconds, new = time.monotonic() - begin, contents(target)
+        for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            good: list[bool] = []
+            olds, left = 0, set()
+            while len(good) < kills:
+                put_back(target, old)
+                before = listing(folder)
+                ended = end_one(command, arguments, signum, [folder, scratch], seconds if len(good) % 2 == 0 else None)
+                now, more = contents(target), (listing(folder) - before) | listing(scratch)
+                caught = signum != signal.SIGKILL
+                whole = now in (old, new) and not (caught and (more or running_in(scratch)))
+                if not ended and whole:
+                    continue  # it was faster
+                olds += now == old
+                left |= {path.name for path in more}
+                while not caught and running_in(scratch):  # a compiler without its master
+                    time.sleep(0.01)
+                for path in sorted(((listing(folder) - before) | listing(scratch)), reverse=True):
+                    path.rmdir() if path.is_dir() else path.unlink()
+                finish(*arguments, command=command)
+                good.append(whole and contents(target) == new)
+            shown = f"{len(left)}: {min(left)}" if left else ""
+            print(f"{command} {signum.name}: {sum(good)} of {len(good)}", flush=True)
+            table.add_row(command, signum.name, str(len(good)), str(olds), shown, f"{sum(good)} of {len(good)}")
+            held += good
+    Console(width=140).print(table)
+    return held
+
+
+def end_one(command: str, arguments: tuple[object, ...], signum: int, places: list[Path], seconds: float | None) -> bool:
+    """Send a command the signal after a part of the seconds, or, where None, when there is something new; whether it ended of that."""
+    before = [listing(place) for place in places]
+    program = start(*arguments, command=command)
+    if seconds is None:
+        while program.is_alive() and [listing(place) for place in places] == before:
+            pass
+        time.sleep(random.choice([0, 0.001, 0.1]))
+    else:
+        program.join(random.uniform(0, seconds))
+    if program.is_alive():
+        os.kill(program.pid, signum)
+    program.join()
+    return program.exitcode != 0
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (path.iterdir() if path.is_dir() else [path])} if path.exists() else {}
+
+
+def put_back(path: Path, files: dict[str, bytes]) -> None:
+    if path.is_dir() or len(files) > 1:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+    for name, data in files.items():
+        (path / name if path.is_dir() else path).write_bytes(data)
+
+
+def listing(folder: Path) -> set[Path]:
+    """All that is in it; of what comes and goes meanwhile, some."""
+    found: set[Path] = set()
+    for root, folders, files in os.walk(folder):
+        found |= {Path(root) / name for name in (*folders, *files)}
+    return found
+
+
+def running_in(scratch: Path) -> bool:
+    """Whether a program that was started with this folder for its temporary files, a compiler, is still there."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TMPDIR={scratch}".encode() in (process / "environ").read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
 
 
 if __name__ == "__main__":
