@@ -265,8 +265,6 @@ def calibrate(model: str, data: tuple[str, ...], valid: tuple[str, ...], output:
 def export(model: str, engine: str, output: str | None, dtype: str, march: str) -> None:
     """One file of MODEL, compiled and with its weights, for another program (docs/lammps.md)."""
     target = Path(output or Path(model).with_suffix(".so"))
-    if target.resolve() == Path(model).resolve():
-        raise FlashACEError(f"--output {target}: expected another file than MODEL, which this would overwrite")
     network = load_model(model, choose_dtype(dtype))
     lacking = export_for_lammps(network, target, model, march)
     tried = f"not tried: this processor lacks {', '.join(lacking)}" if lacking else "gives the energies and forces of the plain path"

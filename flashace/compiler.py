@@ -4,12 +4,15 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 
 from flashace.errors import FlashACEError
+from flashace.files import whole_file
 
 COMPILERS = {"C": ("CC", "cc", "gcc", "clang"), "C++": ("CXX", "c++", "g++", "clang++")}  # a variable of the environment, then names
 
@@ -35,7 +38,9 @@ def cached_library(command: Sequence[str], sources: Sequence[Path], name: str, m
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
         library = _cache() / name.format(key)
         if not library.is_file():
-            compile_library([*command, str(sources[0]), "-lm"], library)
+            library.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(library) as fresh:  # others may be looking for the same file
+                compile_library([*command, str(sources[0]), "-lm"], fresh)
         return library
     except OSError as error:
         raise FlashACEError(
@@ -45,14 +50,23 @@ def cached_library(command: Sequence[str], sources: Sequence[Path], name: str, m
 
 
 def compile_library(command: Sequence[str], library: Path) -> None:
-    """Into a folder of its own first: others may be looking for the same file. Raises FlashACEError with what the compiler says."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        fresh = Path(scratch) / library.name
-        done = subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True)
-        if done.returncode:
-            raise FlashACEError(f"`{' '.join(command)}` could not compile: {done.stderr[-500:].strip()}; try another compiler")
-        fresh.replace(library)
+    """Nothing is left of a compilation that ends early, within `whole_file` by a signal too.
+
+    Raises FlashACEError with what the compiler says.
+    """
+    with tempfile.TemporaryDirectory() as scratch:  # where it exists no more, an orphan of the compiler has nowhere to write to
+        made = Path(scratch) / "made.so"
+        environment = {**os.environ, "TMPDIR": scratch}
+        with Popen([*command, "-o", str(made)], stdout=DEVNULL, stderr=PIPE, text=True, env=environment, start_new_session=True) as program:
+            try:
+                said = program.communicate()[1]
+            except BaseException:  # the compiler has started others; all of them are one group
+                os.killpg(program.pid, signal.SIGKILL)
+                program.communicate()
+                raise
+        if program.returncode:
+            raise FlashACEError(f"`{' '.join(command)}` could not compile: {said[-500:].strip()}; try another compiler")
+        shutil.copy(made, library)
 
 
 def processor() -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from flashace.coordination import Coordination
 from flashace.errors import FlashACEError
+from flashace.files import whole_file
 from flashace.model import AttentionACE, ModelConfig
 from flashace.uncertainty import Uncertainty
 
@@ -87,7 +88,6 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
 
     The file appears whole or not at all.
     """
-    path = Path(path)
     header = {
         "format": FORMAT,
         **describe(model),
@@ -98,9 +98,8 @@ def save_model(path: str | Path, model: AttentionACE, provenance: Mapping[str, A
         header["uncertainty"] = model.uncertainty.describe()
         tensors |= {UNCERTAINTY + name: tensor for name, tensor in model.uncertainty.tensors().items()}
     header["sha256"] = _digest(header, tensors)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write_bytes(save(tensors, metadata={"flashace": json.dumps(header)}))
 
 
 def describe(model: AttentionACE) -> dict[str, Any]:

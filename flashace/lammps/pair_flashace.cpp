@@ -9,6 +9,7 @@
 #include "comm.h"
 #include "error.h"
 #include "force.h"
+#include "group.h"
 #include "memory.h"
 #include "neigh_list.h"
 #include "neighbor.h"
@@ -23,6 +24,7 @@
 #include <cstring>
 #include <dlfcn.h>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 #include <unistd.h>
 
@@ -34,6 +36,32 @@ struct Borders : Comm {    // `comm_modify group` is told to nobody else
   static int group(Comm *comm) { return comm->*(&Borders::bordergroup); }
 };
 
+struct Element {
+  const char *symbol;
+  double mass;    // g/mol
+};
+
+// clang-format off
+constexpr Element ELEMENTS[] = {
+  {"H", 1.008}, {"He", 4.003}, {"Li", 6.94}, {"Be", 9.012}, {"B", 10.81}, {"C", 12.011}, {"N", 14.007}, {"O", 15.999}, {"F", 18.998},
+  {"Ne", 20.18}, {"Na", 22.99}, {"Mg", 24.305}, {"Al", 26.982}, {"Si", 28.085}, {"P", 30.974}, {"S", 32.06}, {"Cl", 35.45},
+  {"Ar", 39.948}, {"K", 39.098}, {"Ca", 40.078}, {"Sc", 44.956}, {"Ti", 47.867}, {"V", 50.941}, {"Cr", 51.996}, {"Mn", 54.938},
+  {"Fe", 55.845}, {"Co", 58.933}, {"Ni", 58.693}, {"Cu", 63.546}, {"Zn", 65.38}, {"Ga", 69.723}, {"Ge", 72.63}, {"As", 74.922},
+  {"Se", 78.971}, {"Br", 79.904}, {"Kr", 83.798}, {"Rb", 85.468}, {"Sr", 87.62}, {"Y", 88.906}, {"Zr", 91.224}, {"Nb", 92.906},
+  {"Mo", 95.95}, {"Tc", 97.907}, {"Ru", 101.07}, {"Rh", 102.906}, {"Pd", 106.42}, {"Ag", 107.868}, {"Cd", 112.414}, {"In", 114.818},
+  {"Sn", 118.71}, {"Sb", 121.76}, {"Te", 127.6}, {"I", 126.904}, {"Xe", 131.293}, {"Cs", 132.905}, {"Ba", 137.327}, {"La", 138.905},
+  {"Ce", 140.116}, {"Pr", 140.908}, {"Nd", 144.242}, {"Pm", 144.913}, {"Sm", 150.36}, {"Eu", 151.964}, {"Gd", 157.25},
+  {"Tb", 158.925}, {"Dy", 162.5}, {"Ho", 164.93}, {"Er", 167.259}, {"Tm", 168.934}, {"Yb", 173.054}, {"Lu", 174.967}, {"Hf", 178.49},
+  {"Ta", 180.948}, {"W", 183.84}, {"Re", 186.207}, {"Os", 190.23}, {"Ir", 192.217}, {"Pt", 195.084}, {"Au", 196.967}, {"Hg", 200.592},
+  {"Tl", 204.38}, {"Pb", 207.2}, {"Bi", 208.98}, {"Po", 208.982}, {"At", 209.987}, {"Rn", 222.018}, {"Fr", 223.02}, {"Ra", 226.025},
+  {"Ac", 227.028}, {"Th", 232.038}, {"Pa", 231.036}, {"U", 238.029}, {"Np", 237.048}, {"Pu", 244.064}, {"Am", 243.061},
+  {"Cm", 247.07}, {"Bk", 247.07}, {"Cf", 251.08}, {"Es", 252.083}, {"Fm", 257.095}, {"Md", 258.098}, {"No", 259.101}, {"Lr", 262.11},
+  {"Rf", 267.122}, {"Db", 268.126}, {"Sg", 271.134}, {"Bh", 270.133}, {"Hs", 269.134}, {"Mt", 278.156}, {"Ds", 281.165},
+  {"Rg", 281.166}, {"Cn", 285.177}, {"Nh", 286.182}, {"Fl", 289.19}, {"Mc", 289.194}, {"Lv", 293.204}, {"Ts", 293.208},
+  {"Og", 294.214}};
+// clang-format on
+
+constexpr double CLEARLY_SHORTER = 0.95, SPARE = 0.2, SPARE_SHARE = 0.05;    // as in calculator.py and coordination.py
 constexpr int BLOCK = 64;    // centres whose neighbours are in memory at a time
 
 class PairFlashACE : public Pair {
@@ -50,12 +78,24 @@ class PairFlashACE : public Pair {
  private:
   void load(const std::string &file);
   std::string open(const std::string &file);
+  void compare_masses();
+  int excluded_groups();
+  bool is_hidden(int i, int groups);
+  void select();
   void gather(int start, int n);
   void add(int start, int n);
+  void watch(int start, int n);
+  void tell();
 
+  enum { DISTANCE, COORDINATION, NUM_NEWS };
+  std::string news[NUM_NEWS];    // what training did not have, as found first by this process
+  bool reported[NUM_NEWS] = {};    // in this run; the same on all processes
+  std::vector<double> counted;     // neighbours of each element
+  bool told = false;    // which type is which element
   void *library = nullptr;
   const FlashACEModel *model = nullptr;
   std::vector<int64_t> element_of_type;    // -1 for NULL
+  std::vector<int> centres;                // local indices of the atoms whose energies this process computes
 
   // a block of centres, as evaluate.c wants it
   std::vector<int64_t> first, neighbour, species;
@@ -122,6 +162,7 @@ void PairFlashACE::coeff(int narg, char **arg)
                  model->elements, arg[2 + t], t);
   }
   map_element2type(narg - 3, arg + 3);
+  told = false;
 }
 
 // Features of this processor in the words of `FlashACEModel::needs`; empty where Linux does not tell.
@@ -193,7 +234,10 @@ void PairFlashACE::init_style()
   if (strcmp(update->unit_style, "metal") != 0)
     error->all(FLERR, "pair_style flashace: expected units metal (eV and Angstrom), got {}; write `units metal`", update->unit_style);
   if (!force->newton_pair) error->all(FLERR, "pair_style flashace: expected newton on for pairs, got off; write `newton on`");
-  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
+  int hidden = neighbor->nex_type || neighbor->nex_mol, anywhere;
+  for (int i = 0; i < atom->nlocal; i++) hidden = hidden || is_hidden(i, excluded_groups());
+  MPI_Allreduce(&hidden, &anywhere, 1, MPI_INT, MPI_MAX, world);
+  if (anywhere)
     error->all(FLERR, "pair_style flashace: expected all neighbors within the cutoff, got neigh_modify exclude; leave it out");
   if (neighbor->includegroup || Borders::group(comm))
     error->all(FLERR, "pair_style flashace: expected all atoms as neighbors, got those of one group; leave out {}",
@@ -202,7 +246,35 @@ void PairFlashACE::init_style()
     if (force->special_lj[k] != 1.0 || force->special_coul[k] != 1.0)
       error->all(FLERR, "pair_style flashace: expected bonded neighbors like all others, got special_bonds that leave them out; write "
                  "`special_bonds lj/coul 1 1 1`");
+  compare_masses();
+  for (int k = 0; k < NUM_NEWS; k++) {
+    news[k].clear();
+    reported[k] = false;
+  }
   neighbor->add_request(this, NeighConst::REQ_FULL);
+}
+
+// Says once which type is which element, and warns of masses that are those of others: then the elements are in the wrong order.
+void PairFlashACE::compare_masses()
+{
+  if (told || comm->me) return;
+  told = true;
+  std::string line = "pair_style flashace:", warning;
+  for (int t = 1; t <= atom->ntypes; t++) {
+    if (map[t] < 0) continue;
+    const std::string symbol = elements[map[t]];
+    line += fmt::format("{} type {} is {}", line.back() == ':' ? "" : ",", t, symbol);
+    const Element *own = std::find_if(std::begin(ELEMENTS), std::end(ELEMENTS), [&](const Element &e) { return symbol == e.symbol; });
+    if (!atom->mass || !atom->mass_setflag[t] || own == std::end(ELEMENTS)) continue;
+    line += fmt::format(" (mass {:g})", atom->mass[t]);
+    const double lightest = symbol == "He" ? 3.016 : own->mass, heaviest = symbol == "H" ? 3.016 : own->mass;    // isotopes that people use
+    if (atom->mass[t] < 0.8 * lightest || atom->mass[t] > 1.2 * heaviest)
+      warning += fmt::format("{} a mass near {:g} for type {}, which pair_coeff says is {}, got {:g}", warning.empty() ? "" : ";", own->mass, t,
+                             symbol, atom->mass[t]);
+  }
+  utils::logmesg(lmp, line + "\n");
+  if (!warning.empty())
+    error->warning(FLERR, "pair_style flashace: expected{}; give pair_coeff the elements in the order of the types, or correct mass", warning);
 }
 
 double PairFlashACE::init_one(int i, int j)
@@ -214,8 +286,10 @@ double PairFlashACE::init_one(int i, int j)
 void PairFlashACE::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
-  for (int start = 0; start < list->inum; start += BLOCK) {
-    const int n = std::min(BLOCK, list->inum - start);
+  select();
+  const int total = centres.size();
+  for (int start = 0; start < total; start += BLOCK) {
+    const int n = std::min(BLOCK, total - start);
     gather(start, n);
     const int64_t size = (model->memory_for(most) + 63) / 64 * 64;
     if (size > room_size) {
@@ -229,17 +303,56 @@ void PairFlashACE::compute(int eflag, int vflag)
     model->evaluate(model->weights, room, most, 0, n, first.data(), neighbour.data(), edge_vec.data(), species.data(), energies.data(),
                     g.data(), nullptr);
     add(start, n);
+    watch(start, n);
+  }
+  if (eflag_global) tell();    // on all processes or on none
+}
+
+// Groups, as bits of a mask, that are kept from the neighbours of others: by `neigh_modify exclude`, or by a fix that deletes atoms on trial.
+int PairFlashACE::excluded_groups()
+{
+  int groups = 0;
+  for (int k = 0; k < neighbor->nex_group; k++) {
+    const int pair = group->bitmask[neighbor->ex1_group[k]] | group->bitmask[neighbor->ex2_group[k]];
+    groups |= pair == 1 ? 1 : pair & ~1;    // 1 is group all
+  }
+  return groups;
+}
+
+// Whether neighbours are missing of an atom that is there.
+bool PairFlashACE::is_hidden(int i, int groups)
+{
+  return (atom->mask[i] & 1) && (atom->mask[i] & groups);
+}
+
+// The centres are the atoms that are there. A trial deletion (fix gcmc, fix charge/regulation) leaves the atom in its place, but takes it out
+// of group all and so out of the neighbours of others: then it has no energy either.
+void PairFlashACE::select()
+{
+  const int groups = excluded_groups();
+  int known = 0;
+  for (int i = 0; i < atom->nlocal; i++) known += element_of_type[atom->type[i]] >= 0;
+  centres.clear();
+  for (int ii = 0; ii < list->inum; ii++) {
+    const int i = list->ilist[ii];
+    if (element_of_type[atom->type[i]] < 0 || known != list->inum)
+      error->one(FLERR, "pair_style flashace: expected the atoms that the neighbor list was made for, got others; no fix may turn a type that "
+                 "is NULL here into another one, nor the other way round");
+    if (is_hidden(i, groups))
+      error->one(FLERR, "pair_style flashace: expected all neighbors within the cutoff, got atom {} in a group of neigh_modify exclude; leave "
+                 "that out", atom->tag[i]);
+    if (atom->mask[i] & 1) centres.push_back(i);
   }
 }
 
-// Neighbours closer than r_max, of centres start to start + n of the list: the list has those within the skin too.
+// Neighbours closer than r_max, of centres start to start + n: the list has those within the skin too.
 void PairFlashACE::gather(int start, int n)
 {
   const double *const *const x = atom->x;
   const double r_max2 = model->r_max * model->r_max;
   // `neighbour` is an index to `species`, and nothing else is asked of a neighbour: so after the centres stand the elements, once each
   species.resize(n);
-  for (int k = 0; k < n; k++) species[k] = element_of_type[atom->type[list->ilist[start + k]]];
+  for (int k = 0; k < n; k++) species[k] = element_of_type[atom->type[centres[start + k]]];
   const int64_t num_elements = *std::max_element(element_of_type.begin(), element_of_type.end()) + 1;
   for (int64_t e = 0; e < num_elements; e++) species.push_back(e);
 
@@ -249,7 +362,7 @@ void PairFlashACE::gather(int start, int n)
   atoms.clear();
   most = 1;
   for (int k = 0; k < n; k++) {
-    const int i = list->ilist[start + k];
+    const int i = centres[start + k];
     for (int jj = 0; jj < list->numneigh[i]; jj++) {
       const int j = list->firstneigh[i][jj] & NEIGHMASK;
       const double r[3] = {x[j][0] - x[i][0], x[j][1] - x[i][1], x[j][2] - x[i][2]};
@@ -268,7 +381,7 @@ void PairFlashACE::add(int start, int n)
 {
   double **f = atom->f;
   for (int k = 0; k < n; k++) {
-    const int i = list->ilist[start + k];
+    const int i = centres[start + k];
     double total[3] = {0, 0, 0}, w[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0};    // xx yy zz xy xz yz yx zx zy, LAMMPS's order
     for (int64_t e = first[k]; e < first[k + 1]; e++) {
       const int j = atoms[e];
@@ -294,6 +407,59 @@ void PairFlashACE::add(int start, int n)
       if (vflag_global) virial[c] += w[c];
       if (vflag_atom) vatom[i][c] += w[c];
     }
+  }
+}
+
+// Notes the first pair of this process that is clearly closer than any in training, and the first atom with far fewer or far more neighbours.
+void PairFlashACE::watch(int start, int n)
+{
+  const int64_t S = model->num_elements;
+  const bool distances = model->shortest && !reported[DISTANCE] && news[DISTANCE].empty();
+  const bool numbers = model->coordination && !reported[COORDINATION] && news[COORDINATION].empty();
+  if (!distances && !numbers) return;
+  const double p = model->envelope, a = (p + 1) * (p + 2) / 2, b = p * (p + 2), c = p * (p + 1) / 2;
+  std::istringstream names(model->elements);
+  const std::vector<std::string> symbols{std::istream_iterator<std::string>(names), {}};
+  for (int k = 0; k < n; k++) {
+    const int64_t own = species[k];
+    counted.assign(S, 0.0);
+    for (int64_t e = first[k]; e < first[k + 1]; e++) {
+      const int64_t other = species[neighbour[e]];
+      const double *v = &edge_vec[3 * e], r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]), x = r / model->r_max;
+      double power = 1.0;
+      for (int64_t q = 0; q < model->envelope; q++) power *= x;
+      counted[other] += 1.0 - power * (a - x * (b - x * c));
+      if (distances && news[DISTANCE].empty() && r < CLEARLY_SHORTER * model->shortest[own * S + other])
+        news[DISTANCE] = fmt::format("atoms {} ({}) and {} ({}) are {:.3f} A apart, and no such pair closer than {:.3f} A in training",
+                                     atom->tag[centres[start + k]], symbols[own], atom->tag[atoms[e]], symbols[other], r,
+                                     model->shortest[own * S + other]);
+    }
+    for (int64_t other = 0; numbers && news[COORDINATION].empty() && first[k] < first[k + 1] && other < S; other++) {
+      const double least = model->coordination[2 * (own * S + other)], most = model->coordination[2 * (own * S + other) + 1];
+      if (counted[other] < least - std::max(SPARE, SPARE_SHARE * least) || counted[other] > most + std::max(SPARE, SPARE_SHARE * most))
+        news[COORDINATION] = fmt::format("atom {} ({}) has {:.2f} neighbors {}, counted by the envelope, and {:.2f} to {:.2f} in training",
+                                         atom->tag[centres[start + k]], symbols[own], counted[other], symbols[other], least, most);
+    }
+  }
+}
+
+// What one of the processes has noted is said once per run. Only where energies are asked for, so that most steps do without talk.
+void PairFlashACE::tell()
+{
+  int mine[NUM_NEWS], anywhere[NUM_NEWS];
+  if (reported[DISTANCE] && reported[COORDINATION]) return;
+  for (int k = 0; k < NUM_NEWS; k++) mine[k] = news[k].empty() || reported[k] ? comm->nprocs : comm->me;
+  MPI_Allreduce(mine, anywhere, NUM_NEWS, MPI_INT, MPI_MIN, world);
+  for (int k = 0; k < NUM_NEWS; k++) {
+    if (anywhere[k] == comm->nprocs) continue;
+    int length = news[k].size();
+    MPI_Bcast(&length, 1, MPI_INT, anywhere[k], world);
+    news[k].resize(length);
+    MPI_Bcast(&news[k][0], length, MPI_CHAR, anywhere[k], world);
+    reported[k] = true;
+    if (comm->me == 0)
+      error->warning(FLERR, "pair_style flashace: {}. Energies and forces are a guess here: look whether the atoms are meant to be like this, "
+                     "or add such frames to the training data (said once per run)", news[k]);
   }
 }
 

@@ -1,6 +1,9 @@
 """Summaries, errors, metrics and predictions in; tables for the terminal, pictures and a file of predictions out."""
 
+import bz2
 import csv
+import gzip
+import lzma
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flashace.errors import FlashACEError
+from flashace.files import whole_file
 from flashace.train.data import LABELS, Labelled, LabelSummary
 from flashace.train.metrics import UNITS, ErrorTable
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
+PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # as ASE packs files of these names
 Predictions = Sequence[Mapping[str, Any]]  # per frame: energy (eV), forces [N, 3] (eV/Å), stress [3, 3] (eV/Å³) or None
 
 COLORS = ("#7A92AB", "#D1495B", "#2A9D8F", "#E0A030")  # train, validation, and what else is drawn
@@ -157,7 +162,8 @@ def write_predictions(path: str | Path, frames: Sequence[Labelled], predictions:
             atoms.info["flashace_energy_uncertainty"] = float(predicted["energy_uncertainty"])
             atoms.arrays["flashace_energies_uncertainty"] = np.asarray(predicted["energies_uncertainty"], dtype=float)
         images.append(atoms)
-    write(path, images, format="extxyz")
+    with whole_file(path) as aside, PACKED.get(Path(path).suffix, open)(aside, "wt", encoding="utf-8") as file:
+        write(file, images, format="extxyz")
 
 
 def tensorboard_writer(folder: Path) -> "SummaryWriter":

@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from flashace.errors import FlashACEError
+from flashace.files import to_disk, undone_by_signals
 from flashace.train.data import LABELS, LabelCount, LabelKeys, Labelled, Labeller, LabelSummary, content_hash, read_labelled
 from flashace.train.files import structures
 from flashace.train.lazy import take
@@ -151,17 +152,21 @@ def convert(
     labeller.decide()
     scratch = _scratch(folder)
     fresh, old = scratch / "new", scratch / "old"
-    try:
-        scratch.mkdir(parents=True)
-        fresh.mkdir()
-        _write(fresh, paths, labeller, keys, lambda done: progress("writing", done, labeller.frames))
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(scratch, ignore_errors=True)
+    with undone_by_signals():
+        scratch.mkdir(parents=True)  # not in the `try`: one that is there by now is another conversion's
+        try:
+            fresh.mkdir()
+            _write(fresh, paths, labeller, keys, lambda done: progress("writing", done, labeller.frames))
+            for path in (*fresh.iterdir(), fresh):
+                to_disk(path)
+            if folder.exists():
+                folder.rename(old)
+            fresh.rename(folder)
+            to_disk(folder.parent)
+        finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(scratch, ignore_errors=True)
     return Shards(folder)
 
 

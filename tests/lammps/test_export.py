@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -81,7 +82,17 @@ def test_the_command_line_names_a_folder_that_is_not_there(flashace, model_file,
     assert "none" in result.output
 
 
-def test_the_model_is_not_overwritten(flashace, model_file):
-    result = flashace("export", model_file, "--for", "lammps", "--output", model_file)
-    assert result.exit_code == 1
-    assert "expected another file than MODEL" in " ".join(result.output.split())
+def test_only_an_export_is_overwritten(flashace, model_file, exported, tmp_path):
+    notes, library, earlier = tmp_path / "notes.txt", tmp_path / "other.so", tmp_path / "earlier.so"
+    notes.write_text("flashace_weights")
+    subprocess.run(["cc", "-shared", "-x", "c", "-", "-o", library], input="int flashace_model;", text=True, check=True)
+    for file in (model_file, notes, library, tmp_path):
+        before = file.read_bytes() if file.is_file() else None
+        result = flashace("export", model_file, "--for", "lammps", "--output", file)
+        assert result.exit_code == 1
+        assert "expected the name of a new file or of an earlier export" in " ".join(result.output.split())
+        assert (file.read_bytes() if file.is_file() else None) == before
+    shutil.copy(exported, earlier)
+    assert flashace("export", model_file, "--for", "lammps", "--output", earlier).exit_code == 0
+    assert b"float32" in earlier.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier.so", "notes.txt", "other.so"]

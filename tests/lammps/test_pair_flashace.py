@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk
-from ase.data import atomic_masses, atomic_numbers
+from ase.data import atomic_masses, atomic_masses_iupac2016, atomic_numbers, chemical_symbols
 
 from flashace import FlashACE
 from flashace.graph import build_graph
 from flashace.kernels.cpu import kernel_of
+from flashace.lammps.plugin import SOURCE
 
 RANKS = 1, 2, 4
 TOLERANCE = 1e-11  # relative
@@ -204,6 +205,26 @@ def test_mistakes_are_named(exported, lammps, model_file, tmp_path, name):
     ranks = 1 if "NaN" in message else 2  # a process that stops the others from within a step may be faster than their output
     done = lammps(text.replace("MODEL_PT", str(model_file)).replace("MODEL", str(exported)), ranks, ok=False)
     assert re.search(message, " ".join((done.stdout + done.stderr).split())), done.stdout[-1500:] + done.stderr[-1500:]
+
+
+def test_a_type_with_the_mass_of_another_element_is_pointed_out(exported, lammps):
+    """Isotopes pass; the order of the elements is shown, once for each pair_coeff."""
+    box = "units metal\nregion box block 0 9 0 9 0 9\ncreate_box 2 box\npair_style flashace\n"
+    right = f"mass 1 14.003\nmass 2 28.085\npair_coeff * * {exported} C Si\nrun 0\nrun 0\n"
+    wrong = f"pair_coeff * * {exported} Si C\nrun 0\n"
+    said = " ".join(lammps(box + right + wrong).stdout.split())
+    assert said.count("pair_style flashace: type 1 is C (mass 14.003), type 2 is Si (mass 28.085)") == 1
+    assert said.count("WARNING: pair_style flashace") == 1
+    assert (
+        "type 1 is Si (mass 14.003), type 2 is C (mass 28.085) WARNING: pair_style flashace: expected a mass near 28.085 for type 1" in said
+    )
+    assert "which pair_coeff says is Si, got 14.003; a mass near 12.011 for type 2, which pair_coeff says is C, got 28.085; give" in said
+
+
+def test_masses_of_the_elements():
+    table = re.findall(r'\{"(\w+)", ([\d.]+)\}', SOURCE.read_text())
+    assert [symbol for symbol, _ in table] == chemical_symbols[1:]
+    np.testing.assert_allclose([float(mass) for _, mass in table], atomic_masses_iupac2016[1:], rtol=1e-3)
 
 
 def for_lammps(atoms: Atoms) -> Atoms:
