@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from flashace.compiler import compile_library, processor
@@ -50,7 +51,15 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
             "DTYPE": str(model.dtype).removeprefix("torch."),
             "ORIGIN": origin,
         }
-        numbers = {"R_MAX": model.config.r_max.hex(), "WEIGHTS": weights}
+        known = model.coordination
+        numbers = {
+            "R_MAX": model.config.r_max.hex(),
+            "WEIGHTS": weights,
+            "NUM_ELEMENTS": str(len(model.symbols)),
+            "ENVELOPE_EXPONENT": str(model.config.envelope_exponent),
+            "SHORTEST": _array(None if model.shortest_distances is None else model.shortest.flatten().tolist()),
+            "COORDINATION": _array(None if known is None else [end for ends in known.of_pairs.values() for end in ends]),
+        }
         defined = {**{name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}, **numbers}
         (Path(scratch) / "weights.h").write_text("".join(f"#define {name} {value}\n" for name, value in defined.items()))
         # -Bsymbolic: its own `evaluate`, whatever else has one
@@ -59,6 +68,11 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
         if not lacking:
             check_kernel(model, kernel.from_file(fresh, WEIGHTS).predict)
     return lacking
+
+
+def _array(numbers: Sequence[float] | None) -> str:
+    """As C has them: a pointer to them, or to nothing."""
+    return "(const double *)0" if numbers is None else f"(const double[]){{{', '.join(float(x).hex() for x in numbers)}}}"
 
 
 def is_export(path: Path) -> bool:

@@ -2,10 +2,11 @@
 #include "evaluate.c"
 #include "model.h"
 
-#include "weights.h" /* WEIGHTS_FILE, WEIGHTS, ELEMENTS, NEEDS, DTYPE, ORIGIN, R_MAX */
+#include "weights.h" /* WEIGHTS_FILE, WEIGHTS, ELEMENTS, NEEDS, DTYPE, ORIGIN, R_MAX, NUM_ELEMENTS, ENVELOPE_EXPONENT, SHORTEST, COORDINATION */
 
 __asm__(".pushsection .rodata\n.balign 64\nflashace_data:\n.incbin \"" WEIGHTS_FILE "\"\n.popsection");
 extern const char flashace_data[] __attribute__((visibility("hidden")));
 
 const Model flashace_weights = WEIGHTS;
-const FlashACEModel flashace_model = {FLASHACE_ABI, ELEMENTS, NEEDS, DTYPE, ORIGIN, R_MAX, &flashace_weights, memory_for, (void *)evaluate};
+const FlashACEModel flashace_model = {FLASHACE_ABI, ELEMENTS, NEEDS, DTYPE, ORIGIN, R_MAX, NUM_ELEMENTS, ENVELOPE_EXPONENT,
+                                      SHORTEST, COORDINATION, &flashace_weights, memory_for, (void *)evaluate};

@@ -1,7 +1,7 @@
 /* What a model file for LAMMPS holds, under the name flashace_model: model.c makes it, pair_flashace.cpp reads it. */
 #include <stdint.h>
 
-#define FLASHACE_ABI 1 /* another number for another layout of this struct */
+#define FLASHACE_ABI 2 /* another number for another layout of this struct */
 
 typedef struct {
     int64_t abi;
@@ -10,6 +10,10 @@ typedef struct {
     const char *dtype;
     const char *origin;   /* what was exported */
     double r_max;         /* A */
+    int64_t num_elements; /* S */
+    int64_t envelope;     /* exponent of the polynomial that counts neighbours */
+    const double *shortest;     /* [S, S] A, of each pair in training; NULL where it is not known */
+    const double *coordination; /* [S, S, 2]: least and most neighbours of the second element that the first one had; NULL as well */
     const void *weights;
     int64_t (*memory_for)(int64_t most); /* this and the next are described in evaluate.c */
     void (*evaluate)(const void *weights, char *memory, int64_t most, int64_t start, int64_t end, const int64_t *first, const int64_t *neighbour,

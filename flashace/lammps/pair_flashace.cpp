@@ -24,6 +24,7 @@
 #include <cstring>
 #include <dlfcn.h>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 #include <unistd.h>
 
@@ -60,6 +61,7 @@ constexpr Element ELEMENTS[] = {
   {"Og", 294.214}};
 // clang-format on
 
+constexpr double CLEARLY_SHORTER = 0.95, SPARE = 0.2, SPARE_SHARE = 0.05;    // as in calculator.py and coordination.py
 constexpr int BLOCK = 64;    // centres whose neighbours are in memory at a time
 
 class PairFlashACE : public Pair {
@@ -82,7 +84,13 @@ class PairFlashACE : public Pair {
   void select();
   void gather(int start, int n);
   void add(int start, int n);
+  void watch(int start, int n);
+  void tell();
 
+  enum { DISTANCE, COORDINATION, NUM_NEWS };
+  std::string news[NUM_NEWS];    // what training did not have, as found first by this process
+  bool reported[NUM_NEWS] = {};    // in this run; the same on all processes
+  std::vector<double> counted;     // neighbours of each element
   bool told = false;    // which type is which element
   void *library = nullptr;
   const FlashACEModel *model = nullptr;
@@ -239,6 +247,10 @@ void PairFlashACE::init_style()
       error->all(FLERR, "pair_style flashace: expected bonded neighbors like all others, got special_bonds that leave them out; write "
                  "`special_bonds lj/coul 1 1 1`");
   compare_masses();
+  for (int k = 0; k < NUM_NEWS; k++) {
+    news[k].clear();
+    reported[k] = false;
+  }
   neighbor->add_request(this, NeighConst::REQ_FULL);
 }
 
@@ -291,7 +303,9 @@ void PairFlashACE::compute(int eflag, int vflag)
     model->evaluate(model->weights, room, most, 0, n, first.data(), neighbour.data(), edge_vec.data(), species.data(), energies.data(),
                     g.data(), nullptr);
     add(start, n);
+    watch(start, n);
   }
+  if (eflag_global) tell();    // on all processes or on none
 }
 
 // Groups, as bits of a mask, that are kept from the neighbours of others: by `neigh_modify exclude`, or by a fix that deletes atoms on trial.
@@ -393,6 +407,59 @@ void PairFlashACE::add(int start, int n)
       if (vflag_global) virial[c] += w[c];
       if (vflag_atom) vatom[i][c] += w[c];
     }
+  }
+}
+
+// Notes the first pair of this process that is clearly closer than any in training, and the first atom with far fewer or far more neighbours.
+void PairFlashACE::watch(int start, int n)
+{
+  const int64_t S = model->num_elements;
+  const bool distances = model->shortest && !reported[DISTANCE] && news[DISTANCE].empty();
+  const bool numbers = model->coordination && !reported[COORDINATION] && news[COORDINATION].empty();
+  if (!distances && !numbers) return;
+  const double p = model->envelope, a = (p + 1) * (p + 2) / 2, b = p * (p + 2), c = p * (p + 1) / 2;
+  std::istringstream names(model->elements);
+  const std::vector<std::string> symbols{std::istream_iterator<std::string>(names), {}};
+  for (int k = 0; k < n; k++) {
+    const int64_t own = species[k];
+    counted.assign(S, 0.0);
+    for (int64_t e = first[k]; e < first[k + 1]; e++) {
+      const int64_t other = species[neighbour[e]];
+      const double *v = &edge_vec[3 * e], r = std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]), x = r / model->r_max;
+      double power = 1.0;
+      for (int64_t q = 0; q < model->envelope; q++) power *= x;
+      counted[other] += 1.0 - power * (a - x * (b - x * c));
+      if (distances && news[DISTANCE].empty() && r < CLEARLY_SHORTER * model->shortest[own * S + other])
+        news[DISTANCE] = fmt::format("atoms {} ({}) and {} ({}) are {:.3f} A apart, and no such pair closer than {:.3f} A in training",
+                                     atom->tag[centres[start + k]], symbols[own], atom->tag[atoms[e]], symbols[other], r,
+                                     model->shortest[own * S + other]);
+    }
+    for (int64_t other = 0; numbers && news[COORDINATION].empty() && first[k] < first[k + 1] && other < S; other++) {
+      const double least = model->coordination[2 * (own * S + other)], most = model->coordination[2 * (own * S + other) + 1];
+      if (counted[other] < least - std::max(SPARE, SPARE_SHARE * least) || counted[other] > most + std::max(SPARE, SPARE_SHARE * most))
+        news[COORDINATION] = fmt::format("atom {} ({}) has {:.2f} neighbors {}, counted by the envelope, and {:.2f} to {:.2f} in training",
+                                         atom->tag[centres[start + k]], symbols[own], counted[other], symbols[other], least, most);
+    }
+  }
+}
+
+// What one of the processes has noted is said once per run. Only where energies are asked for, so that most steps do without talk.
+void PairFlashACE::tell()
+{
+  int mine[NUM_NEWS], anywhere[NUM_NEWS];
+  if (reported[DISTANCE] && reported[COORDINATION]) return;
+  for (int k = 0; k < NUM_NEWS; k++) mine[k] = news[k].empty() || reported[k] ? comm->nprocs : comm->me;
+  MPI_Allreduce(mine, anywhere, NUM_NEWS, MPI_INT, MPI_MIN, world);
+  for (int k = 0; k < NUM_NEWS; k++) {
+    if (anywhere[k] == comm->nprocs) continue;
+    int length = news[k].size();
+    MPI_Bcast(&length, 1, MPI_INT, anywhere[k], world);
+    news[k].resize(length);
+    MPI_Bcast(&news[k][0], length, MPI_CHAR, anywhere[k], world);
+    reported[k] = true;
+    if (comm->me == 0)
+      error->warning(FLERR, "pair_style flashace: {}. Energies and forces are a guess here: look whether the atoms are meant to be like this, "
+                     "or add such frames to the training data (said once per run)", news[k]);
   }
 }
 
