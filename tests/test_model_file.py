@@ -138,7 +138,7 @@ def both_refuse(path, message, error=FlashACEError):
 
 def test_a_missing_file(tmp_path):
     both_refuse(tmp_path / "no.pt", "no.pt: no such file", FileNotFoundError)
-    with pytest.raises(FlashACEError, match="expected a model file, got a folder; `flashace fit` leaves one as model.pt"):
+    with pytest.raises(FlashACEError, match=r"expected a model file, got a folder; `flashace fit` leaves one as model\.pt"):
         load_model(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         FlashACE(tmp_path)  # a calculator looks for the model.pt of a run folder

@@ -77,7 +77,7 @@ def test_the_seed_draws_the_weights_and_the_split(prepared):
         p = prepared(seed=seed)
         return make_model(p, build_graphs(p.train, 3.0)).embedding, [f.origin for f in p.valid]
 
-    one, again, other = weights(3), weights(3), weights(5)
+    one, again, other = weights(3), weights(3), weights(6)
     assert torch.equal(one[0], again[0])
     assert one[1] == again[1]
     assert not torch.equal(one[0], other[0])

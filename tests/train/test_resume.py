@@ -342,7 +342,7 @@ def test_a_start_from_weights_has_defaults_of_its_own(fit, trainer):
     """The usual rate made a model forget; one that goes on with its schedule keeps the usual ones, and what is asked for holds."""
     fit("run")
     usual, tuned = trainer().config, trainer(resume_from="run/model.pt").config
-    assert tuned.learning_rate == usual.learning_rate / 20
+    assert tuned.learning_rate == pytest.approx(usual.learning_rate / 20)
     assert tuned.energy_weight == {0.0: 3.0, 0.9: 1000.0}
     assert trainer(resume_from="run/model.pt", learning_rate=0.01).config.learning_rate == 0.01
     exact = trainer(resume_from="run", **EXACT).config
