@@ -18,7 +18,7 @@ from ase.io.formats import open_with_compression
 
 from flashace.errors import FlashACEError
 
-LONGEST_LINE = 10**7  # characters; ASE takes seconds and a gigabyte for such a line of keys
+LONGEST_LINE = 2 * 10**6  # characters; ASE takes up to six seconds for such a line of keys
 ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # a byte-order mark tells
 PLAIN = "species:S:1:pos:R:3"  # columns of a file that does not name them
 PARSER_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RecursionError)  # what ASE's parser raises

@@ -106,9 +106,9 @@ def test_what_is_wrong_is_named_with_its_line(path, text, message):
 def test_a_giant_line_is_refused_at_once(path):
     path.write_bytes(b"2\n" + b"x" * (3 * LONGEST_LINE))
     began = time.process_time()
-    with pytest.raises(FlashACEError, match="line 2: expected lines of less than 10000000 characters"):
+    with pytest.raises(FlashACEError, match="line 2: expected lines of less than 2000000 characters"):
         list(read_extxyz(path))
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 2
 
 
 def test_damaged_files_are_read_rightly_or_refused(tmp_path, monkeypatch):
