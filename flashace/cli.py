@@ -301,7 +301,8 @@ def calibrate(model: str, data: tuple[str, ...], valid: tuple[str, ...], output:
     graphs = [_graphs(frames, network.config.r_max) for frames in sets]
     for graph in itertools.chain(*graphs):
         network.check_elements(graph.numbers)
-    network.uncertainty = estimate_uncertainty(network, *zip(sets, graphs, strict=True))
+    fitted, others = zip(sets, graphs, strict=True)
+    network.uncertainty = estimate_uncertainty(network, fitted, others)
     save_model(output or model, network, header["provenance"])
     console.print(f"uncertainty {report.uncertainty_in_words(network.uncertainty.describe())}\nmodel  {output or model}", soft_wrap=True)
 
@@ -464,7 +465,7 @@ def _configuration(path: str | None, flags: dict[str, Any], resume: str | None) 
 
 def _check_paths(config: str, options: "TrainConfig", flags: Sequence[str], resume: str | None) -> None:
     """Raises FlashACEError for what the file of options names and is not there: the path alone would not say who named it."""
-    named = {"data": options.data, "valid": options.valid}
+    named: dict[str, tuple[str | None, ...]] = {"data": options.data, "valid": options.valid}
     if resume is None:  # the checkpoint has what these give
         named |= {"isolated_atoms": (options.isolated_atoms,), "resume_from": (options.resume_from,)}
     for option, paths in named.items():

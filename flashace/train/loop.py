@@ -539,7 +539,7 @@ class Trainer:
         sanity = sanity_of_fit(model, sets["train"][0])
         start = self.prepared.start
         try:
-            model.uncertainty = estimate_uncertainty(model, *sets.values(), None if start is None else start.uncertainty)
+            model.uncertainty = estimate_uncertainty(model, sets["train"], sets["validation"], None if start is None else start.uncertainty)
         except FlashACEError as error:
             self._say(f"{error}; the model is saved without. `flashace calibrate` adds it")
         save_model(self.folder / "model.pt", model, self._provenance(rows) | {"weights": kept, "sanity": sanity._asdict()})

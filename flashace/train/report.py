@@ -4,7 +4,7 @@ import bz2
 import csv
 import gzip
 import lzma
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
-PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # as ASE packs files of these names
+PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # as ASE packs files of these names
 Predictions = Sequence[Mapping[str, Any]]  # per frame: energy (eV), forces [N, 3] (eV/Å), stress [3, 3] (eV/Å³) or None
 
 COLORS = ("#7A92AB", "#D1495B", "#2A9D8F", "#E0A030")  # train, validation, and what else is drawn
@@ -43,9 +43,9 @@ def label_table(summary: LabelSummary) -> Table:
         count = getattr(summary, label)
         missing = summary.frames - sum(count.used.values())
         used = [(source, str(frames)) for source, frames in count.used.items()] or [("not found", "–")]
-        for i, (source, frames) in enumerate(used):
+        for i, (source, having) in enumerate(used):
             last = i == len(used) - 1
-            table.add_row("" if i else label, source, frames, str(missing) if last else "")
+            table.add_row("" if i else label, source, having, str(missing) if last else "")
         for source, frames in count.ignored.items():
             table.add_row("", Text(f"not read: {source}", "yellow"), "", f"{frames} of these")
     for name, frames in summary.unused.items():

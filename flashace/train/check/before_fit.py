@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -73,4 +73,5 @@ def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool) -> L
 
 def _bereft(frames: Sequence[Labelled], left_out: Mapping[str, str], i: int) -> Labelled:
     label = left_out.get(frames[i].origin)
-    return replace(frames[i], **{label: None}) if label in LABELS else frames[i]
+    none: dict[str, Any] = {} if label not in LABELS else {label: None}
+    return replace(frames[i], **none)
