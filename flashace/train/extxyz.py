@@ -93,7 +93,7 @@ def _frame(header: str, lines: _Lines) -> Atoms:
         columns, more = _columns(info)
     except PARSER_ERRORS as error:
         raise lines.wrong(f"keys and values of extended XYZ, got {_in_words(error)}", "correct this line") from error
-    rows = []
+    rows: list[str] = []
     while len(rows) < num_atoms:
         row = lines.next()
         found = len(row.split())

@@ -81,7 +81,7 @@ class Shards(Sequence[Labelled]):
 
     def summary(self) -> LabelSummary:
         """Where `convert` found the labels."""
-        return LabelSummary(len(self), **{label: LabelCount(**self.manifest["labels"][label]) for label in LABELS})
+        return LabelSummary(len(self), *[LabelCount(**self.manifest["labels"][label]) for label in LABELS])
 
     def check(self, keys: LabelKeys, required: Iterable[str]) -> None:
         """Raises FlashACEError where the labels were not taken from these keys, or where required ones are missing."""
