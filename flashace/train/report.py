@@ -48,8 +48,8 @@ def label_table(summary: LabelSummary) -> Table:
             table.add_row("" if i else label, source, having, str(missing) if last else "")
         for source, frames in count.ignored.items():
             table.add_row("", Text(f"not read: {source}", "yellow"), "", f"{frames} of these")
-    for name, frames in summary.unused.items():
-        table.add_row("", Text(f"not used: {name}", "yellow"), str(frames), "")
+    for name, having in summary.unused.items():
+        table.add_row("", Text(f"not used: {name}", "yellow"), str(having), "")
     return table
 
 
