@@ -106,8 +106,13 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     keys = LabelKeys(t.energy_key, t.forces_key, t.stress_key)
     frames, labels = read_data(t.data, keys)
     isolated, frames = isolated_atom_energies(frames)
+    given = isolated_atom_energies(read_data(t.valid, keys)[0])[1] if t.valid else []
+    looked = None
+    if t.check == "leave_out" or (t.check != "off" and restart is None):
+        looked = look(chained(frames, given), labels, t.check == "leave_out")
+        frames, given = looked.without(frames), looked.without(given)
     if t.valid:
-        train, valid = frames, isolated_atom_energies(read_data(t.valid, keys)[0])[1]
+        train, valid = frames, given
         _check_apart(train, valid, t, tell)
     elif t.valid_fraction == 0:
         _check_without_validation(t)
@@ -116,10 +121,6 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         train, valid = split(frames, t.valid_fraction, t.seed)
     if not train or not (valid or t.valid_fraction == 0):
         raise FlashACEError(f"expected training and validation frames, got {len(train)} and {len(valid)} (isolated atoms aside)")
-    looked = None
-    if t.check == "leave_out" or (t.check != "off" and restart is None):
-        looked = look(chained(train, valid), labels, t.check == "leave_out")
-        train, valid = looked.without(train), looked.without(valid)
     _same_elements(train, valid)
     if start is not None:
         config = replace(config, model=replace(config.model, bounded=config_of(start.model).bounded))  # its weights mean nothing otherwise

@@ -184,3 +184,8 @@ def test_a_weight_that_is_none_says_what_one_is(name, value):
     ) as error:
         make_config({name: value})
     assert ";" not in str(error.value)
+
+
+@pytest.mark.parametrize(("old", "check"), [({"force": True}, "warn"), ({"force": False}, "stop"), ({"check": False}, "off")])
+def test_older_configurations_and_yaml_without_quotes_load(old: dict[str, bool], check: str) -> None:
+    assert make_config(old).train.check == check

@@ -55,6 +55,8 @@ def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool) -> L
     """
     started = time.perf_counter()
     some = list(sample(frames, QUICK_FRAMES))
+    if not some:
+        return Looked(0, 0, 0.0, ())
     fitted = fit_linear(some, labels)
     wrong = [f for f in quick_check(some) + (convention_findings(fitted) if fitted else []) if f.severity == "surely wrong"]
     left_out: dict[str, str] = {}

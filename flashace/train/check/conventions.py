@@ -556,7 +556,7 @@ def _stress(fitted: Fitted, energy: np.ndarray, predicted: Predicted, spread: Sp
             f"so read by {percent(after)}; {odds(margin)}"
         )
         mend = mend_script(frames, fitted.labels, {"stress": best.code()}, "every")
-        severity = "surely wrong" if after < min(EXPLAINED, before / 3) else "suspicious"
+        severity = "surely wrong" if after < min(0.5, before / 1.5) else "suspicious"
         found.append(Finding(severity, best.words(), text, tuple(f.origin for f in frames), mend, "stress"))  # type: ignore[arg-type]
     else:
         best = AS_IT_IS
