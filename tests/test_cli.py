@@ -348,7 +348,7 @@ def fit_errors():
         "output is a file": (["{data}", "-c", "c.yaml", "-o", "text.txt"], ["text.txt"]),
         "nothing within the cutoff": (["{data}", "-c", "c.yaml", "--r-max", 0.5], ["0.5"]),
         "resume nothing": (["--resume", "no-run"], ["no-run", "--resume"]),
-        "resume with options": (["--resume", "run", "--epochs", 3], ["--resume run takes its options from that folder; leave out epochs"]),
+        "resume with options": (["--resume", "run", "--seed", 3], ["--resume run takes its options from that folder; leave out seed"]),
         "resume with config": (["--resume", "run", "-c", "c.yaml"], ["leave out config"]),
     }
 

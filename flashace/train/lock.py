@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ _mine = threading.local()  # .folders: those that this thread has locked
 def locked(folder: Path, new: bool = False, tell: Callable[[str], Any] = lambda message: None) -> Iterator[None]:
     """No other fit has the folder meanwhile, in this process, on this machine or, where the file system can, on another.
 
-    The folder is made where it is not there; with `new` it must not be there. Left empty, it goes again.
+    The folder is made where it is not there; with `new` it must not be there. Left empty, it goes again, and so do those above it.
     The system takes the lock back when the process ends, however it ends. A thread may lock twice what it has.
     `tell` hears of a file system without locks. Raises FlashACEError that names who has the folder, and FileExistsError.
     """
@@ -29,7 +29,7 @@ def locked(folder: Path, new: bool = False, tell: Callable[[str], Any] = lambda 
     if place in held and not new:
         yield
         return
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=not new)
     file = _lock(folder, tell)
     held.add(place)
@@ -39,8 +39,9 @@ def locked(folder: Path, new: bool = False, tell: Callable[[str], Any] = lambda 
         held.discard(place)
         (folder / NAME).unlink(missing_ok=True)  # before the lock goes: afterwards it may be another's
         os.close(file)
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
 
 
 def _lock(folder: Path, tell: Callable[[str], Any]) -> int:
