@@ -168,7 +168,8 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
     start = prepared.start
     c = prepared.config.model
     # None of a model that does not know its own
-    before, counted = ({} if start is None else start.model.get(name) for name in ("shortest_distances", "coordination"))
+    before = {} if start is None else start.model.get("shortest_distances")
+    counted = {} if start is None else start.model.get("coordination")
     elements = list(prepared.references.values)
     found = statistics.neighbour_statistics(graphs, elements, c.r_max, c.envelope_exponent, before or {}, counted or {})
     with torch.random.fork_rng(devices=[]):
