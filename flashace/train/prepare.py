@@ -192,9 +192,9 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
         )
     start = prepared.start
     c = prepared.config.model
-    known: dict[str, Any] = {} if start is None else start.model
-    before: dict[str, Any] | None = {} if start is None else known.get("shortest_distances")  # None of a model that does not know its own
-    counted: dict[str, Any] | None = {} if start is None else known.get("coordination")
+    # None of a model that does not know its own
+    before = {} if start is None else start.model.get("shortest_distances")
+    counted = {} if start is None else start.model.get("coordination")
     elements = list(prepared.references.values)
     found = statistics.neighbour_statistics(graphs, elements, c.r_max, c.envelope_exponent, before or {}, counted or {})
     with torch.random.fork_rng(devices=[]):
