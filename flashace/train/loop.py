@@ -440,7 +440,7 @@ class Trainer:
         rows = {name: error_rows(*predicted) for name, predicted in predictions.items()}
         start = self.prepared.start
         try:
-            model.uncertainty = estimate_uncertainty(model, *sets.values(), None if start is None else start.uncertainty)
+            model.uncertainty = estimate_uncertainty(model, sets["train"], sets["validation"], None if start is None else start.uncertainty)
         except FlashACEError as error:
             self._say(f"{error}; the model is saved without. `flashace calibrate` adds it")
         save_model(self.folder / "model.pt", model, self._provenance(rows) | {"weights": kept})

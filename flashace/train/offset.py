@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
 from flashace.graph import Graph
 from flashace.model import AttentionACE
+from flashace.nn.readout import Readout
 from flashace.train.calibrate import last_layer
 from flashace.train.data import Labelled
 
@@ -38,7 +40,7 @@ def remove_offset(model: AttentionACE, frames: Sequence[Labelled], graphs: Seque
     X, y = (torch.stack(rows) @ directions.T).cpu(), -torch.tensor(errors, dtype=torch.float64)
     c = _least_squares(X, y, delta)
     change = (c.to(directions) @ directions) / model.scale
-    maps = [linear for readout in model.readouts for linear in (readout.linear, readout.out)]
+    maps = [linear for readout in cast(list[Readout], list(model.readouts)) for linear in (readout.linear, readout.out)]
     with torch.no_grad():
         for linear, own in zip(maps, change.split([linear.weight.numel() for linear in maps]), strict=True):
             linear.weight += own.reshape_as(linear.weight)
