@@ -43,7 +43,7 @@ def remove_offset(model: AttentionACE, frames: Sequence[Labelled], graphs: Seque
     maps = [linear for readout in cast(list[Readout], list(model.readouts)) for linear in (readout.linear, readout.out)]
     with torch.no_grad():
         for linear, own in zip(maps, change.split([linear.weight.numel() for linear in maps]), strict=True):
-            linear.weight += own.reshape_as(linear.weight)
+            linear.weight.add_(own.reshape_as(linear.weight))
     return float(-y.mean())
 
 
