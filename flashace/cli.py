@@ -301,8 +301,8 @@ def calibrate(model: str, data: tuple[str, ...], valid: tuple[str, ...], output:
     graphs = [_graphs(frames, network.config.r_max) for frames in sets]
     for graph in itertools.chain(*graphs):
         network.check_elements(graph.numbers)
-    fitted, others = zip(sets, graphs, strict=True)
-    network.uncertainty = estimate_uncertainty(network, fitted, others)
+    train, held_out = zip(sets, graphs, strict=True)
+    network.uncertainty = estimate_uncertainty(network, train, held_out)
     save_model(output or model, network, header["provenance"])
     console.print(f"uncertainty {report.uncertainty_in_words(network.uncertainty.describe())}\nmodel  {output or model}", soft_wrap=True)
 

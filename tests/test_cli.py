@@ -400,7 +400,7 @@ def test_evaluate_agrees_with_the_errors_of_the_fit(flashace, run_folder, data_f
     """The table of the whole file lies between those of its two parts, and names the same frames."""
     result = flashace("evaluate", run_folder / "model.pt", data_file, "--dtype", "float64")
     errors = read_header(run_folder / "model.pt")["provenance"]["errors"]
-    (line,) = [line for line in result.output.splitlines() if " all " in line]
+    line = next(line for line in result.output.splitlines() if " all " in line)
     rmse = [float(x) for x in re.findall(r"/ ([\d.]+)", line)]
     for found, label, count in zip(rmse, ("energy", "forces", "stress"), (1, 1, 1), strict=True):
         train, valid = errors["train"][-1][f"{label}_rmse"], errors["validation"][-1][f"{label}_rmse"]
