@@ -98,14 +98,15 @@ def test_labels_stand_in_the_atoms_as_ase_users_expect_them(converted):
     assert "REF_energy" not in converted[4].atoms.info  # the molecule has forces only
 
 
-def test_sources_are_decided_once_for_all_files(tmp_path, make_frames):
+def test_sources_are_decided_for_each_file(tmp_path, make_frames):
     first, second = make_frames(4)[:2], make_frames(4)[2:]
-    second[1].info["REF_energy"] = -3.0
+    for atoms in second:
+        atoms.info["REF_energy"] = -3.0
     for name, frames in (("first", first), ("second", second)):
         write(tmp_path / f"{name}.extxyz", frames)
     paths = [tmp_path / "first.extxyz", tmp_path / "second.extxyz"]
     made = convert(paths, tmp_path / "shards")
-    assert [frame.energy for frame in made] == [None, None, None, -3.0]
+    assert [frame.energy for frame in made] == [*(atoms.get_potential_energy() for atoms in first), -3.0, -3.0]
     assert made.summary() == read_labelled(paths)[1]
     assert made[3].origin == f"{paths[1]}#1"
 
@@ -135,8 +136,12 @@ def spoiled(make_frames, **info):
 @pytest.mark.parametrize(
     ("frames", "keys", "message"),
     [
-        (lambda make: spoiled(make, REF_energy=np.nan), {}, r"data\.traj#1: REF_energy: expected finite numbers"),
-        (lambda make: spoiled(make, REF_stress=np.arange(9.0)), {}, r"data\.traj#1: REF_stress: expected a symmetric tensor"),
+        (lambda make: spoiled(make, REF_energy=np.nan), {"energy": "REF_energy"}, r"data\.traj#1: REF_energy: expected finite numbers"),
+        (
+            lambda make: spoiled(make, REF_stress=np.arange(9.0)),
+            {"stress": "REF_stress"},
+            r"data\.traj#1: REF_stress: expected a symmetric tensor",
+        ),
         (lambda make: spoiled(make), {"energy": "dft"}, "energy under the key 'dft', but no frame has it"),
         (lambda make: [Atoms("Si")], {}, "expected energy in at least one of 1 frames, found none"),
         (lambda make: [*make(1), Atoms("Si", [(np.nan, 0, 0)])], {}, r"data\.traj#1: expected finite positions"),
