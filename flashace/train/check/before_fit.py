@@ -75,4 +75,4 @@ def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool) -> L
 
 def _bereft(frames: Sequence[Labelled], left_out: Mapping[str, str], i: int) -> Labelled:
     label = left_out.get(frames[i].origin)
-    return replace(frames[i], **{label: None}) if label in LABELS else frames[i]
+    return replace(frames[i], **{label: None}) if label in LABELS else frames[i]  # type: ignore[arg-type]
