@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -75,5 +75,4 @@ def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool) -> L
 
 def _bereft(frames: Sequence[Labelled], left_out: Mapping[str, str], i: int) -> Labelled:
     label = left_out.get(frames[i].origin)
-    none: dict[str, Any] = {} if label not in LABELS else {label: None}
-    return replace(frames[i], **none)
+    return replace(frames[i], **{label: None}) if label in LABELS else frames[i]  # type: ignore[arg-type]

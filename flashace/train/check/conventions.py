@@ -145,7 +145,7 @@ def _fits(ridge: Ridge, forces: Sequence[np.ndarray | None]) -> np.ndarray:
     no_energy = np.full(len(forces), np.nan)
     test = ForceTest.of(forces, ridge.predict(no_energy).forces, ridge.spread(no_energy, SHAPE_AND_PRESSURE).forces)
     fits = np.ones(len(forces), bool)
-    fits[test.frame] = (test.unexplained(1.0) < 0.5) | (test.error(1.0) < 16)
+    fits[test.places] = (test.unexplained(1.0) < 0.5) | (test.error(1.0) < 16)
     return fits
 
 
@@ -375,7 +375,7 @@ def student(q: np.ndarray, k: np.ndarray | int) -> np.ndarray:
 class ForceTest(NamedTuple):
     """Forces of the frames that have any, and predictions. However many atoms, a frame counts as COUNTED components."""
 
-    frame: np.ndarray  # [B'] of the frames
+    places: np.ndarray  # [B'] of the frames
     label: list[np.ndarray]
     predicted: list[np.ndarray]
     noise: np.ndarray  # [B'] eV/Å: what may be expected as error
@@ -431,7 +431,7 @@ def _forces_of_frames(fitted: Fitted, test: ForceTest) -> list[Finding]:
             members = [i for i in members if student(k * strange[i], 0) < -SURE_OF_FRAME]
             if not members:
                 continue
-        chosen = [fitted.frames[test.frame[i]] for i in members]
+        chosen = [fitted.frames[test.places[i]] for i in members]
         worst = percent(float(missed[members].max()))
         text = f"a fit to the other frames misses up to {worst} of them (squared); of the median frame {percent(usual)}"
         origins = tuple(f.origin for f in chosen)
