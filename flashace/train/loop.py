@@ -496,7 +496,7 @@ class Trainer:
             )
         self.epoch, self.position = saved["epoch"], saved["position"]
         self.elapsed = self.spent_before = saved["elapsed"]
-        self.sums, self.best_score, self.rows = saved["sums"], saved["best_score"], saved["rows"]
+        self.sums, self.best_score, self.rows = saved["sums"].detach().double(), saved["best_score"], saved["rows"]
         self.best = {name: weight.to(self.prepared.device) for name, weight in saved["best"].items()}
         if self.may_compile:
             self.step.compiled, self.may_compile = saved["compiled"], False
@@ -512,7 +512,7 @@ class Trainer:
     def _had_ended(self, saved: dict[str, Any]) -> bool:
         """Whether the fit was trained to its end, and is not to be any longer now."""
         t = self.config
-        if "ended" not in saved:  # format 1
+        if not {"ended", "length"} <= saved.keys():  # format 1
             by_time = bool(t.max_time) and saved["elapsed"] >= 0.9 * (t.max_time or 0) * 60
             return by_time or saved["epoch"] >= (t.epochs or math.inf)
         before = saved["length"]
