@@ -43,9 +43,9 @@ def label_table(summary: LabelSummary) -> Table:
         count = getattr(summary, label)
         missing = summary.frames - sum(count.used.values())
         used = [(source, str(frames)) for source, frames in count.used.items()] or [("not found", "–")]
-        for i, (source, having) in enumerate(used):
+        for i, (source, shown) in enumerate(used):
             last = i == len(used) - 1
-            table.add_row("" if i else label, source, having, str(missing) if last else "")
+            table.add_row("" if i else label, source, shown, str(missing) if last else "")
         for source, frames in count.ignored.items():
             table.add_row("", Text(f"not read: {source}", "yellow"), "", f"{frames} of these")
     for name, having in summary.unused.items():
