@@ -134,7 +134,7 @@ def neighbour_list_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def softmax_without_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def weights(score: Tensor, envelope: Tensor) -> Tensor:
+    def weights(score: Tensor, envelope: Tensor, own_weight: float) -> Tensor:
         weight = envelope.unsqueeze(-1) * torch.exp(score)
         return weight / (1e-200 + weight.sum(1, keepdim=True))
 

@@ -382,7 +382,7 @@ def test_commands_take_shards(flashace, data_file, run_folder, tmp_path):
 def test_calibrate_knows_the_frames_of_the_fit_in_shards(flashace, converted, fit, tmp_path):
     fit("run", converted.folder)
     result = flashace("calibrate", tmp_path / "run/model.pt", converted.folder)
-    assert "expected 10 validation frames or more" in result.output  # and not: others than in the fit
+    assert "uncertainty calibrated on 1 frame" in result.output  # and not: others than in the fit
 
 
 def test_check_finds_the_same_in_shards_and_says_what_to_mend(tmp_path, make_frames, monkeypatch):
