@@ -42,7 +42,7 @@ CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 # what a terminal that does not know UTF-8, or a file name that is none, gets instead
 PLAINER = "flashace.plainer"
-PLAIN = {"³": "3", "²": "2", "–": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "·": "*", "→": "->", "σ": "sigma"}
+PLAIN = {"³": "3", "²": "2", "–": "-", "−": "-", "…": "...", "×": "x", "±": "+-", "·": "*", "→": "->", "σ": "sigma", "°": " deg"}
 
 
 def _plainer(error: UnicodeError) -> tuple[str, int]:

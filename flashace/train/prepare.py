@@ -195,6 +195,7 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
     # None of a model that does not know its own
     before = {} if start is None else start.model.get("shortest_distances")
     counted = {} if start is None else start.model.get("coordination")
+    bound = statistics.energy_bound(prepared.train, prepared.references.values)
     elements = list(prepared.references.values)
     found = statistics.neighbour_statistics(graphs, elements, c.r_max, c.envelope_exponent, before or {}, counted or {})
     with torch.random.fork_rng(devices=[]):
@@ -206,7 +207,7 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
             avg_num_neighbors=found.average if start is None else start.model["avg_num_neighbors"],
             dtype=prepared.dtype,
             shortest_distances=None if before is None else found.shortest,
-            energy_bound=statistics.energy_bound(prepared.train, prepared.references.values) if start is None else bound_of(start.model),
+            energy_bound=bound if start is None else max(bound, bound_of(start.model)),
             free_atoms=prepared.references.free_atoms,
         )
     if counted is not None:
@@ -268,13 +269,13 @@ def _energies_of_file(path: str, energy_key: str | None) -> dict[str, float]:
 
 
 def _check_apart(train: Sequence[Labelled], valid: Sequence[Labelled], t: TrainConfig, tell: Callable[[str], Any]) -> None:
-    """Frames that are fitted validate nothing: raises FlashACEError where all of them are and `check` stops; tells where some are."""
+    """Frames that are fitted validate nothing: raises FlashACEError where all of them are; tells where some are."""
     both = frames_in_both(train, valid)
     same_shards = not isinstance(valid, list) and Path(t.data[0]).resolve() == Path(t.valid[0]).resolve()
-    if (same_shards or len(both) == len(valid) > 0) and t.check in ("stop", "leave_out"):
+    if same_shards or len(both) == len(valid) > 0:
         raise FlashACEError(
             f"{', '.join(t.valid)}: expected frames to validate with, got frames that are all fitted too; leave out --valid, "
-            "so that a part of the data is held out (or say --check warn)"
+            "so that a part of the data is held out, or say --valid-fraction 0 to fit all frames"
         )
     if both:
         tell(f"{len(both)} of {len(valid)} validation frames are fitted too, {both[0]} the first: their errors tell nothing about others")

@@ -186,7 +186,7 @@ def test_the_same_seed_gives_the_same_bits_with_two_threads(fit, make_frames, tm
     torch.set_num_threads(2)
     try:
         for name in ("one", "two"):
-            assert fit(name, epochs=3, force=True, compile=compiled, **options).exit_code == 0
+            assert fit(name, epochs=3, compile=compiled, **options).exit_code == 0
     finally:
         torch.set_num_threads(1)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

@@ -197,7 +197,7 @@ def test_the_best_is_kept(fit, tmp_path):
 def test_earlier_weights_are_taken_where_enough_frames_say_so(fit, make_frames, tmp_path, frames, kept):
     """A fit whose rate stays so high that it ends worse than it was: few frames cannot tell, many can."""
     write(tmp_path / "valid.extxyz", make_frames(frames, seed=3))
-    result = fit("run", valid=["valid.extxyz"], epochs=12, learning_rate=0.3, lr_scheduler="constant", optimizer="adamw", ema_decay=0.0)
+    result = fit("run", valid=["valid.extxyz"], epochs=12, learning_rate=1.0, lr_scheduler="constant", optimizer="adamw", ema_decay=0.0)
     assert f"weights: {kept}, averaged; " in " ".join(result.output.split())
     assert read_header(tmp_path / "run/model.pt")["provenance"]["weights"].startswith(kept)
 
