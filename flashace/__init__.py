@@ -4,13 +4,22 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from flashace.errors import FlashACEError, ShortDistanceWarning, UncertaintyWarning
+from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWarning, UncertaintyWarning
 
 if TYPE_CHECKING:
     from flashace.calculator import FlashACE
     from flashace.many import batched, evaluate_many
 
-__all__ = ["FlashACE", "FlashACEError", "ShortDistanceWarning", "UncertaintyWarning", "__version__", "batched", "evaluate_many"]
+__all__ = [
+    "CoordinationWarning",
+    "FlashACE",
+    "FlashACEError",
+    "ShortDistanceWarning",
+    "UncertaintyWarning",
+    "__version__",
+    "batched",
+    "evaluate_many",
+]
 __version__ = version("flashace")
 
 WHERE = {"FlashACE": "flashace.calculator", "batched": "flashace.many", "evaluate_many": "flashace.many"}

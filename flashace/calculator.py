@@ -14,9 +14,9 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.cell import Cell
 from ase.data import chemical_symbols
 
-from flashace.coordination import CoordinationWarning, count_neighbours
+from flashace.coordination import count_neighbours
 from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
-from flashace.errors import FlashACEError, ShortDistanceWarning, UncertaintyWarning
+from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWarning, UncertaintyWarning
 from flashace.graph import Graph, VerletList, batch_graphs
 from flashace.kernels import cpu
 from flashace.kernels.cpu import CpuKernel

@@ -9,10 +9,6 @@ SPARE = 0.2  # neighbours beyond the range of the training data that are no news
 SPARE_SHARE = 0.05  # the same as a part of the number at the end of the range, where that is more
 
 
-class CoordinationWarning(UserWarning):
-    """An atom has far fewer or far more neighbours than any atom of its element in the training data."""
-
-
 def count_neighbours(
     centre: np.ndarray, species: np.ndarray, squares: np.ndarray, num_atoms: int, num_species: int, r_max: float, exponent: int
 ) -> np.ndarray:

@@ -9,5 +9,9 @@ class ShortDistanceWarning(UserWarning):
     """Two atoms are closer than any such pair of the training data."""
 
 
+class CoordinationWarning(UserWarning):
+    """An atom has far fewer or far more neighbours than any atom of its element in the training data."""
+
+
 class UncertaintyWarning(UserWarning):
     """The energy of an atom is more uncertain than `warn_uncertainty`."""

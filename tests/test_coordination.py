@@ -11,8 +11,8 @@ from ase.build import bulk, fcc111
 from ase.calculators.calculator import CalculationFailed
 from ase.io import write
 
-from flashace import FlashACE, FlashACEError, evaluate_many
-from flashace.coordination import SPARE, SPARE_SHARE, Coordination, CoordinationWarning, count_neighbours
+from flashace import CoordinationWarning, FlashACE, FlashACEError, evaluate_many
+from flashace.coordination import SPARE, SPARE_SHARE, Coordination, count_neighbours
 from flashace.graph import build_graph
 from flashace.model_file import load_model, read_header, save_model
 from flashace.nn.radial import polynomial_envelope
