@@ -36,7 +36,7 @@ class Outside(NamedTuple):
 class Coordination:
     """What training had: `least` and `most` [S, S] neighbours of the second species that an atom of the first one has.
 
-    `of_pairs` {"C-Si": (1.0, 4.5)}, the centre first, has both for every ordered pair of `symbols`. Raises ValueError where it has not.
+    `of_pairs` {"C-Si": [1.0, 4.5]}, the centre first, has both for every ordered pair of `symbols`. Raises ValueError where it has not.
     """
 
     def __init__(self, of_pairs: Mapping[str, Sequence[float]], symbols: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ class Coordination:
         ends = np.array([of_pairs[name] for name in names], dtype=float)
         if ends.shape != (len(names), 2) or not (ends[:, 0] >= 0).all() or not (ends[:, 0] <= ends[:, 1]).all():
             raise ValueError(f"coordination: expected the least and the most neighbours of each pair, got {dict(of_pairs)}")
-        self.of_pairs = {name: (float(least), float(most)) for name, (least, most) in zip(names, ends.tolist(), strict=True)}
+        self.of_pairs = {name: [float(least), float(most)] for name, (least, most) in zip(names, ends.tolist(), strict=True)}
         self.least, self.most = ends.T.reshape(2, len(symbols), len(symbols))
         self._low = self.least - np.maximum(SPARE, SPARE_SHARE * self.least)
         self._high = self.most + np.maximum(SPARE, SPARE_SHARE * self.most)

@@ -137,7 +137,7 @@ def describe(model: AttentionACE) -> dict[str, Any]:
         "avg_num_neighbors": model.avg_num_neighbors,
         "shortest_distances": model.shortest_distances,
         "energy_bound": None if model.energy_bound == math.inf else model.energy_bound,
-        "coordination": None if model.coordination is None else {pair: list(ends) for pair, ends in model.coordination.of_pairs.items()},
+        "coordination": None if model.coordination is None else model.coordination.of_pairs,
         "free_atoms": model.free_atoms,
     }
 
