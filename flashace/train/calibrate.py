@@ -12,7 +12,7 @@ from torch import Tensor
 from flashace.errors import FlashACEError
 from flashace.graph import Graph
 from flashace.model import AttentionACE
-from flashace.train.data import LabelKeys, Labelled, content_hash, isolated_atom_energies, random_split, split
+from flashace.train.data import LabelKeys, Labelled, content_hash, isolated_atom_energies, split_of
 from flashace.train.shards import read_data
 from flashace.uncertainty import MIN_FRAMES, Uncertainty, calibrate, calibrate_with_fitted
 
@@ -70,11 +70,7 @@ def calibration_sets(
     train = isolated_atom_energies(read_data(data, keys)[0])[1]
     others: Sequence[Labelled] = []
     if 0 < fitted["frames"] < len(train):
-        whole, seed = train, provenance.get("seed", 0)
-        for drawn in (split, random_split):
-            train, others = drawn(whole, 1 - fitted["frames"] / len(whole), seed)
-            if content_hash(train) == fitted["sha256"]:
-                break
+        train, others = split_of(train, 1 - fitted["frames"] / len(train), provenance.get("seed", 0), fitted["sha256"])
     if content_hash(train) != fitted["sha256"]:
         raise FlashACEError(
             f"{', '.join(data)}: expected the {fitted['frames']} frames that the model was fitted to, with or without those that the fit "

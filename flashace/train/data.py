@@ -272,6 +272,14 @@ def random_split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -
     return _parted(frames, drawn.tolist())
 
 
+def split_of(
+    frames: Sequence[Labelled], valid_fraction: float, seed: int, train_hash: str
+) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
+    """The split, today's or the one of earlier versions, whose training frames have this `content_hash`; today's where neither has."""
+    splits = [drawn(frames, valid_fraction, seed) for drawn in (split, random_split)]
+    return next((parts for parts in splits if content_hash(parts[0]) == train_hash), splits[0])
+
+
 def _num_valid(frames: Sequence[Labelled], valid_fraction: float) -> int:
     if not 0 < valid_fraction < 1:
         raise FlashACEError(f"valid_fraction: expected a number between 0 and 1, got {valid_fraction}; 0.1 is usual")

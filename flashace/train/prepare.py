@@ -21,7 +21,7 @@ from flashace.train import statistics
 from flashace.train.check.before_fit import Looked, look
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, TrainConfig, load_config
-from flashace.train.data import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split
+from flashace.train.data import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split, split_of
 from flashace.train.lazy import chained
 from flashace.train.metrics import UNITS
 from flashace.train.shards import read_data
@@ -117,6 +117,8 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     elif t.valid_fraction == 0:
         _check_without_validation(t)
         train, valid = frames, []
+    elif start is not None and start.state is not None and restart is not None:
+        train, valid = split_of(frames, t.valid_fraction, t.seed, start.state["schedule"]["order"]["training frames"])
     else:
         train, valid = split(frames, t.valid_fraction, t.seed)
     if not train or not (valid or t.valid_fraction == 0):
