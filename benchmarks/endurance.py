@@ -28,6 +28,7 @@ from ase.neighborlist import neighbor_list
 
 from flashace import FlashACE
 from flashace.model import TRUSTED
+from flashace.model_file import load_model
 
 TIMESTEP, EVERY = 0.5, 10  # fs, and steps between the looks at forces
 BOX = 80.0  # Å, around what has no cell
@@ -46,11 +47,12 @@ def main() -> None:
         model = getattr(options, name)
         if model is None:
             continue
+        network = load_model(model)
         for engine in (with_ase, with_lammps):
             begin = time.perf_counter()
             forces, totals, warned = [], [], set()
             for atoms, force, total, said in engine(model, start(), round(1000 * options.picoseconds / TIMESTEP)):
-                forces.append(largest_force(atoms, force, FlashACE(model).model))
+                forces.append(largest_force(atoms, force, network))
                 totals.append(total / len(atoms))
                 warned |= said
             change, said = np.array(totals) - totals[0], ", ".join(sorted(warned)) or "nothing"
