@@ -173,7 +173,7 @@ def end_commands(place: Path, kills: int) -> list[bool]:
                 ended = end_one(command, arguments, signum, [folder, scratch], seconds if len(good) % 2 == 0 else None)
                 now, more = contents(target), (listing(folder) - before) | listing(scratch)
                 caught = signum != signal.SIGKILL
-                whole = now in (old, new) and not (caught and (more or running_in(scratch)))
+                whole = now in (old, new) and not (caught and (more or stays_in(scratch)))
                 if not ended and whole:
                     continue  # it was faster
                 olds += now == old
@@ -226,6 +226,16 @@ def listing(folder: Path) -> set[Path]:
     for root, folders, files in os.walk(folder):
         found |= {Path(root) / name for name in (*folders, *files)}
     return found
+
+
+def stays_in(scratch: Path) -> bool:
+    """Whether one is still there after a second: what was killed takes a moment to go."""
+    end = time.monotonic() + 1
+    while running_in(scratch):
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def running_in(scratch: Path) -> bool:

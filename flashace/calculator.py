@@ -175,7 +175,7 @@ class FlashACE(Calculator):
                 _check_threshold(name, p[name])
                 _check_has_uncertainty(model, name, p["model"])
         if not model.free_atoms and model is not getattr(self, "model", None):
-            warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (this calculator warns once)", stacklevel=2)
+            warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (this calculator warns once)", stacklevel=5)
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.verlet_list = VerletList(model.config.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = self._warned_of_coordination = False
