@@ -57,13 +57,18 @@ def compile_library(command: Sequence[str], library: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # where it exists no more, an orphan of the compiler has nowhere to write to
         made = Path(scratch) / "made.so"
         environment = {**os.environ, "TMPDIR": scratch}
-        with Popen([*command, "-o", str(made)], stdout=DEVNULL, stderr=PIPE, text=True, env=environment, start_new_session=True) as program:
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until there is somebody to end
+        try:
+            program = Popen([*command, "-o", str(made)], stdout=DEVNULL, stderr=PIPE, text=True, env=environment, start_new_session=True)
             try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, heard)
                 said = program.communicate()[1]
             except BaseException:  # the compiler has started others; all of them are one group
                 os.killpg(program.pid, signal.SIGKILL)
                 program.communicate()
                 raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         if program.returncode:
             raise FlashACEError(f"`{' '.join(command)}` could not compile: {said[-500:].strip()}; try another compiler")
         shutil.copy(made, library)
