@@ -1,6 +1,7 @@
 """What the tests share: structures of every periodicity, small random models with visible effects, labelled files, one tiny fit."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def _one_thread_and_unchanged_globals() -> Iterator[None]:
     before = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
     yield
     assert (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()) == before
+
+
+@pytest.fixture
+def signals_as_usual() -> Iterator[None]:
+    """What this process and those that it starts hear, also where whoever started the tests (`nohup`, a shell's `&`) has them ignored."""
+    ignored = [s for s in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM) if signal.getsignal(s) is signal.SIG_IGN]
+    for signum in ignored:
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 # Structures

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("signals_as_usual")
+
 COMPILE = """
 import sys
 import time

@@ -10,6 +10,8 @@ import pytest
 
 from flashace.files import ENDING, undone_by_signals, whole_file
 
+pytestmark = pytest.mark.usefixtures("signals_as_usual")
+
 WRITER = """
 import sys
 from flashace.files import whole_file
