@@ -26,12 +26,12 @@ import yaml
 
 from flashace import __version__
 from flashace.calculator import choose_device
-from flashace.model_file import load_model, read_header
-from flashace.train.data import read_labelled
-from flashace.train.evaluate import error_rows, predict_graphs
-from flashace.train.neighbors import build_graphs
+from flashace.data.frames import read_labelled
+from flashace.data.graphs import build_graphs
+from flashace.evaluate.predict import error_rows, predict_graphs
+from flashace.potential.model_file import load_model, read_header
 
-FIT = [sys.executable, "-c", "from flashace.cli import main; main()", "fit"]
+FIT = [sys.executable, "-c", "from flashace.cli.main import main; main()", "fit"]
 SUMS = ("energy_rmse", "forces_rmse", "stress_rmse")
 
 

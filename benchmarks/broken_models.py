@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import test_verify as tests
 
-from flashace import verify
+from flashace.verify import laws as verify
 
 SLOW = tests.named(*tests.OF_PAIRS, *tests.LEARNED, verify.force_jumps_in_the_structure, verify.energy_conservation)
 

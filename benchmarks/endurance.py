@@ -27,8 +27,8 @@ from ase.md.verlet import VelocityVerlet
 from ase.neighborlist import neighbor_list
 
 from flashace import FlashACE
-from flashace.model import TRUSTED
-from flashace.model_file import load_model
+from flashace.potential.model import TRUSTED
+from flashace.potential.model_file import load_model
 
 TIMESTEP, EVERY = 0.5, 10  # fs, and steps between the looks at forces
 BOX = 80.0  # Å, around what has no cell

@@ -19,9 +19,9 @@ from ase.data import atomic_numbers
 from click.testing import CliRunner
 from fuzz_model_file import TooLong, bits_flipped, campaign, limit_memory, pieces_moved, truncated, within_seconds
 
-from flashace import cli
+from flashace.cli import main as cli
+from flashace.data.frames import read_labelled
 from flashace.errors import FlashACEError
-from flashace.train.data import read_labelled
 
 SAMPLE = Path(__file__).parents[1] / "examples/data/sic.extxyz"
 FRAMES = 6  # of the sample: too few for the linear fit, which has seen no damage by then

@@ -37,9 +37,10 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save
 
-from flashace import cli, model_file
+from flashace.cli import main as cli
 from flashace.errors import FlashACEError
-from flashace.graph import build_graph
+from flashace.potential import model_file
+from flashace.structure.graph import build_graph
 
 SAMPLE = Path(__file__).parents[1] / "tests/data/format-1.pt"
 MEMORY = 2 * 2**30  # bytes that a reader of a file of kilobytes may take

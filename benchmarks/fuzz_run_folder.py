@@ -40,14 +40,15 @@ from fuzz_model_file import (
 )
 from rich.console import Console
 
+from flashace.data.frames import LabelKeys, content_hash
+from flashace.data.shards import MANIFEST, Shards, convert
+from flashace.data.statistics import elements_of
 from flashace.errors import FlashACEError
-from flashace.train import loop, report
+from flashace.evaluate import report
+from flashace.train import loop
 from flashace.train.checkpoint import _sealed, read_start
 from flashace.train.config import load_config, make_config, write_config
-from flashace.train.data import LabelKeys, content_hash
 from flashace.train.prepare import _check_start, prepare
-from flashace.train.shards import MANIFEST, Shards, convert
-from flashace.train.statistics import elements_of
 
 OPTIONS = {
     "r_max": 3.0, "num_radial": 4, "hidden_dim": 8, "num_channels": 2, "key_dim": 2, "edge_hidden_dim": 8, "num_layers": 1, "l_max": 1,

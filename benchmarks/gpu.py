@@ -24,11 +24,11 @@ from ase.build import bulk
 from peers_flashace import make
 
 from flashace import FlashACE
+from flashace.backends.triton import backend as cuda
 from flashace.calculator import DTYPES
-from flashace.derivatives import EdgeBudget, Prediction, predict_in_parts
-from flashace.graph import Graph, build_graph
-from flashace.kernels import cuda
-from flashace.model import AttentionACE
+from flashace.potential.derivatives import EdgeBudget, Prediction, predict_in_parts
+from flashace.potential.model import AttentionACE
+from flashace.structure.graph import Graph, build_graph
 
 
 def main() -> None:

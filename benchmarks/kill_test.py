@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from flashace import cli
-from flashace.model_file import load_model, read_header, save_model
-from flashace.train import report
+from flashace.cli import main as cli
+from flashace.evaluate import report
+from flashace.potential.model_file import load_model, read_header, save_model
 
 DATA = Path(__file__).parents[1] / "examples/data/sic.extxyz"
 OPTIONS = {

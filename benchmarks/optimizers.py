@@ -19,11 +19,11 @@ from pytorch_optimizer import SOAP
 from rich.console import Console
 from torch.optim import Optimizer
 
-from flashace.model import AttentionACE
+from flashace.potential.model import AttentionACE
 from flashace.train import loop
 from flashace.train.config import TrainConfig, make_config
-from flashace.train.muon import Muon
-from flashace.train.optim import make_optimizers
+from flashace.train.optim.muon import Muon
+from flashace.train.optim.schedule import make_optimizers
 from flashace.train.prepare import prepare
 
 RATES = {"muon": (3e-3, 6e-3, 1e-2), "adamw": (1e-3, 3e-3, 6e-3), "soap": (1e-3, 3e-3, 6e-3)}

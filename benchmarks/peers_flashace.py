@@ -14,14 +14,14 @@ from ase import Atoms
 
 from flashace import FlashACE
 from flashace.calculator import DTYPES
-from flashace.graph import build_graph
-from flashace.model import AttentionACE, ModelConfig
-from flashace.model_file import save_model
+from flashace.data.frames import Labelled
+from flashace.data.statistics import loss_units
+from flashace.potential.model import AttentionACE, ModelConfig
+from flashace.potential.model_file import save_model
+from flashace.structure.graph import build_graph
 from flashace.train.config import SIZES, TrainConfig
-from flashace.train.data import Labelled
 from flashace.train.loss import collate, make_item
-from flashace.train.optim import loss_weights, make_average, make_optimizers
-from flashace.train.statistics import loss_units
+from flashace.train.optim.schedule import loss_weights, make_average, make_optimizers
 from flashace.train.step import TrainStep
 
 

@@ -19,7 +19,7 @@ from ase.db import connect
 from ase.io import iread
 from memory import memory
 
-from flashace.train.shards import Shards
+from flashace.data.shards import Shards
 
 IN_DATABASES = 10_000  # frames; a million rows would take hours to write
 READS = 20_000
@@ -82,7 +82,7 @@ def write_molecules(path: Path, frames: int) -> None:
 def watch(*command: object) -> tuple[float, float, float]:
     """CPU seconds that `flashace …` takes, and its peaks of memory in bytes: its own, and with the files that are mapped into it."""
     begin = cpu_of_children()
-    program = [sys.executable, "-c", "from flashace.cli import main; main()"]
+    program = [sys.executable, "-c", "from flashace.cli.main import main; main()"]
     process = subprocess.Popen([*program, *map(str, command)], stdout=subprocess.DEVNULL)
     own = everything = 0.0
     while process.poll() is None:

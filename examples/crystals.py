@@ -4,7 +4,7 @@ import ase.io
 from ase import Atoms
 from ase.build import bulk
 
-from flashace.model_file import read_header
+from flashace.potential.model_file import read_header
 
 
 def crystal(model: str, structure: str | None, primitive: bool = False) -> Atoms:

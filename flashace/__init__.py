@@ -8,7 +8,7 @@ from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWar
 
 if TYPE_CHECKING:
     from flashace.calculator import FlashACE
-    from flashace.many import batched, evaluate_many
+    from flashace.engines.many import batched, evaluate_many
 
 __all__ = [
     "CoordinationWarning",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 __version__ = version("flashace")
 
-WHERE = {"FlashACE": "flashace.calculator", "batched": "flashace.many", "evaluate_many": "flashace.many"}
+WHERE = {"FlashACE": "flashace.calculator", "batched": "flashace.engines.many", "evaluate_many": "flashace.engines.many"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,14 +14,14 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.cell import Cell
 from ase.data import chemical_symbols
 
-from flashace.coordination import count_neighbours
-from flashace.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
+from flashace.backends.c import backend as cpu
+from flashace.backends.c.backend import CpuKernel
 from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWarning, UncertaintyWarning
-from flashace.graph import Graph, VerletList, batch_graphs
-from flashace.kernels import cpu
-from flashace.kernels.cpu import CpuKernel
-from flashace.model import AttentionACE, Interaction
-from flashace.model_file import NO_FREE_ATOMS, pack_model, share_model, unpack_model
+from flashace.potential.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
+from flashace.potential.model import AttentionACE, Interaction
+from flashace.potential.model_file import NO_FREE_ATOMS, pack_model, share_model, unpack_model
+from flashace.structure.coordination import count_neighbours
+from flashace.structure.graph import Graph, VerletList, batch_graphs
 from flashace.surroundings import exact_products, undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -414,7 +414,7 @@ def compiled_kernel(model: AttentionACE) -> CpuKernel | Interaction:
     if model.embedding.device.type == "cpu":
         return cpu.kernel_of(model)
     try:
-        from flashace.kernels.cuda import kernel_of
+        from flashace.backends.triton.backend import kernel_of
     except ImportError as error:
         raise FlashACEError(f"kernel: expected Triton, got {error}; `pip install triton`, or use the plain path") from error
     return kernel_of(model)

@@ -22,9 +22,9 @@ from click.testing import CliRunner, Result
 from e3nn import o3
 from rich.console import Console
 
-from flashace.cli import main
-from flashace.model import AttentionACE, ModelConfig
-from flashace.model_file import save_model
+from flashace.cli.main import main
+from flashace.potential.model import AttentionACE, ModelConfig
+from flashace.potential.model_file import save_model
 from flashace.train.config import make_config
 from flashace.train.loop import Trainer
 from flashace.train.prepare import prepare

@@ -27,10 +27,11 @@ from ase.mep import NEB
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace import FlashACE, FlashACEError, ShortDistanceWarning, batched, derivatives
-from flashace.derivatives import predict
-from flashace.graph import build_graph
-from flashace.model_file import load_model, save_model
+from flashace import FlashACE, FlashACEError, ShortDistanceWarning, batched
+from flashace.potential import derivatives
+from flashace.potential.derivatives import predict
+from flashace.potential.model_file import load_model, save_model
+from flashace.structure.graph import build_graph
 
 SAME = 1e-11  # eV; the same sums at another place in memory
 VOLUMELESS = ["molecule", "wire", "slab without cell height", "atom"]
@@ -535,7 +536,7 @@ def test_max_edges_is_obeyed_and_kept(model_file, structure, kernel):
         sizes.append(part.graph.slots.numel())
         return part
 
-    with patch("flashace.derivatives.take_part", counted):
+    with patch("flashace.potential.derivatives.take_part", counted):
         forces = atoms.get_forces()
     np.testing.assert_allclose(forces, FlashACE(model_file, device="cpu").get_property("forces", atoms), atol=1e-4)
     assert len(sizes) > 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flashace import FlashACE, evaluate_many
-from flashace.model_file import save_model
+from flashace.potential.model_file import save_model
 from flashace.surroundings import undisturbed
 
 

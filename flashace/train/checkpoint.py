@@ -16,8 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
-from flashace.model_file import Description, check_weights, config_of, describe, load_model
-from flashace.uncertainty import Uncertainty
+from flashace.potential.model_file import Description, check_weights, config_of, describe, load_model
+from flashace.potential.uncertainty import Uncertainty
 
 BEST = "best.pt"
 FORMAT = 2  # 1 had no number, no checksum and no `ended`

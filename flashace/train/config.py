@@ -11,10 +11,10 @@ import yaml
 from pydantic import ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.dataclasses import dataclass
 
+from flashace.check.before_fit import Check
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
-from flashace.model import ModelConfig
-from flashace.train.check.before_fit import Check
+from flashace.potential.model import ModelConfig
 
 
 def _weight(value: Any) -> float | dict[float, float]:

@@ -20,27 +20,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.distributed import is_torchelastic_launched
 
-from flashace.derivatives import EdgeBudget
+from flashace.data.frames import LABELS, Labelled, content_hash
+from flashace.data.graphs import build_graphs, fresh_graphs
+from flashace.data.lazy import MadeOnDemand, chained, sample
 from flashace.errors import FlashACEError
+from flashace.evaluate import report
+from flashace.evaluate.calibrate import estimate_uncertainty
+from flashace.evaluate.metrics import UNITS
+from flashace.evaluate.predict import error_rows, predict_each, predict_graphs
 from flashace.files import whole_file
-from flashace.graph import Graph
-from flashace.model import AttentionACE
-from flashace.model_file import describe, save_model
-from flashace.train import report
+from flashace.potential.derivatives import EdgeBudget
+from flashace.potential.model import AttentionACE
+from flashace.potential.model_file import describe, save_model
+from flashace.structure.graph import Graph
 from flashace.train.augment import random_rotation, rotate
-from flashace.train.calibrate import estimate_uncertainty
 from flashace.train.checkpoint import BEST, Start, checkpoint_name, checkpoints_in, keep_newest, save_checkpoint
 from flashace.train.config import FitConfig, load_config, write_config
-from flashace.train.data import LABELS, Labelled, content_hash
-from flashace.train.evaluate import error_rows, predict_each, predict_graphs
-from flashace.train.lazy import MadeOnDemand, chained, sample
 from flashace.train.lock import locked
 from flashace.train.loss import Batch, make_item
-from flashace.train.metrics import UNITS
 from flashace.train.micro import MicroBatches
-from flashace.train.neighbors import build_graphs, fresh_graphs
 from flashace.train.offset import remove_offset
-from flashace.train.optim import Schedule, loss_weights, make_average, make_optimizers
+from flashace.train.optim.schedule import Schedule, loss_weights, make_average, make_optimizers
 from flashace.train.prepare import ENOUGH_TO_CHOOSE, Prepared, make_model, start_readouts
 from flashace.train.ranks import ALONE, LostRank, Ranks, shares
 from flashace.train.sanity import in_a_sentence, sanity_of_fit

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from flashace.derivatives import Prediction
-from flashace.graph import Graph, batch_graphs
-from flashace.train.data import Labelled
-from flashace.train.statistics import LossUnits
+from flashace.data.frames import Labelled
+from flashace.data.statistics import LossUnits
+from flashace.potential.derivatives import Prediction
+from flashace.structure.graph import Graph, batch_graphs
 
 
 @dataclass(frozen=True)

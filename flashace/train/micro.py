@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flashace.derivatives import EdgeBudget, is_out_of_memory
+from flashace.potential.derivatives import EdgeBudget, is_out_of_memory
 from flashace.train.loss import Batch, collate, label_counts
 from flashace.train.ranks import ALONE, Ranks
 from flashace.train.step import TrainStep

@@ -6,11 +6,11 @@ from typing import cast
 
 import torch
 
-from flashace.graph import Graph
-from flashace.model import AttentionACE
+from flashace.data.frames import Labelled
+from flashace.evaluate.calibrate import last_layer
 from flashace.nn.readout import Readout
-from flashace.train.calibrate import last_layer
-from flashace.train.data import Labelled
+from flashace.potential.model import AttentionACE
+from flashace.structure.graph import Graph
 
 ROUNDS = 20  # of reweighted least squares; the last of them change nothing
 RANK = 0.05  # of the largest singular value; below it, as where all frames have one composition, elements are not told apart

@@ -4,7 +4,7 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from flashace.model import ModelConfig
+from flashace.potential.model import ModelConfig
 from flashace.train.config import TrainConfig
 
 HEADER = """\

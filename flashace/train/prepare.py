@@ -10,21 +10,21 @@ import numpy as np
 import torch
 
 from flashace.calculator import choose_device, choose_dtype
-from flashace.coordination import Coordination
-from flashace.derivatives import EdgeBudget
+from flashace.check.before_fit import Looked, look
+from flashace.data import statistics
+from flashace.data.frames import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split, split_of
+from flashace.data.lazy import chained
+from flashace.data.shards import read_data
 from flashace.errors import FlashACEError
-from flashace.graph import Graph, Part
-from flashace.model import AttentionACE
-from flashace.model_file import NO_FREE_ATOMS, bound_of, config_of, told_free_atoms
+from flashace.evaluate.metrics import UNITS
 from flashace.nn.readout import Readout
-from flashace.train import statistics
-from flashace.train.check.before_fit import Looked, look
+from flashace.potential.derivatives import EdgeBudget
+from flashace.potential.model import AttentionACE
+from flashace.potential.model_file import NO_FREE_ATOMS, bound_of, config_of, told_free_atoms
+from flashace.structure.coordination import Coordination
+from flashace.structure.graph import Graph, Part
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, TrainConfig, load_config
-from flashace.train.data import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split, split_of
-from flashace.train.lazy import chained
-from flashace.train.metrics import UNITS
-from flashace.train.shards import read_data
 
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
 MAX_FRAMES_TO_START, RIDGE = 500, 1e-4

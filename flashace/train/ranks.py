@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flashace.errors import FlashACEError
-from flashace.graph import Graph
+from flashace.structure.graph import Graph
 
 LONGEST_WAIT = timedelta(hours=1)  # for a rank that lives and says nothing, while it reads data, say; the death of one is seen at once
 

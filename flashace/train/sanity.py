@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from ase import Atoms
 
-from flashace.graph import build_graph
-from flashace.model import AttentionACE
-from flashace.sanity import Sanity, Usual, hard_structures, judge, short_distances
-from flashace.train.data import Labelled
-from flashace.train.evaluate import predict_graphs
+from flashace.data.frames import Labelled
+from flashace.evaluate.predict import predict_graphs
+from flashace.potential.model import AttentionACE
+from flashace.structure.graph import build_graph
+from flashace.verify.sanity import Sanity, Usual, hard_structures, judge, short_distances
 
 
 def sanity_of_fit(model: AttentionACE, frames: Sequence[Labelled]) -> Sanity:

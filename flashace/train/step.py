@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from flashace.derivatives import EdgeBudget, Prediction, predict, predict_in_parts
-from flashace.graph import Graph, Part
-from flashace.model import UNKNOWN, AttentionACE
+from flashace.data.statistics import LossUnits
+from flashace.potential.derivatives import EdgeBudget, Prediction, predict, predict_in_parts
+from flashace.potential.model import UNKNOWN, AttentionACE
+from flashace.structure.graph import Graph, Part
 from flashace.train.loss import Batch, loss_terms
-from flashace.train.statistics import LossUnits
 
 GRAPH_FIELDS = [f.name for f in fields(Graph)]
 LABEL_FIELDS = [f.name for f in fields(Batch) if f.name != "graph"]

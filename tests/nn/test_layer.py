@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from flashace.graph import build_graph
-from flashace.model import AttentionACE, ModelConfig
 from flashace.nn.layer import FeedForward, Layer
+from flashace.potential.model import AttentionACE, ModelConfig
+from flashace.structure.graph import build_graph
 
 EXACT = 1e-10
 N, M = 3, 6

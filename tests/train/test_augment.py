@@ -5,10 +5,10 @@ import pytest
 import torch
 from e3nn import o3
 
-from flashace.derivatives import predict
-from flashace.graph import build_graph
+from flashace.data.frames import Labelled
+from flashace.potential.derivatives import predict
+from flashace.structure.graph import build_graph
 from flashace.train.augment import random_rotation, rotate
-from flashace.train.data import Labelled
 from flashace.train.loss import make_item
 
 EXACT = 1e-10

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from flashace.errors import FlashACEError
-from flashace.model import ModelConfig
+from flashace.potential.model import ModelConfig
 from flashace.train.config import SIZES, TrainConfig, load_config, make_config, write_config
 
 EVERYTHING = {

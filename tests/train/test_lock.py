@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from flashace import cli
+from flashace.cli import main as cli
 from flashace.errors import FlashACEError
 from flashace.train.lock import locked
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from ase.io import write
 
-from flashace import cli
-from flashace.model_file import load_model, read_header
+from flashace.cli import main as cli
+from flashace.potential.model_file import load_model, read_header
 from flashace.train import loop
 from flashace.train.step import TrainStep
 

@@ -6,11 +6,11 @@ import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from flashace.derivatives import predict
-from flashace.graph import build_graph
-from flashace.train.data import Labelled, read_labelled
+from flashace.data.frames import Labelled, read_labelled
+from flashace.data.statistics import LossUnits
+from flashace.potential.derivatives import predict
+from flashace.structure.graph import build_graph
 from flashace.train.loss import collate, loss_terms, make_item
-from flashace.train.statistics import LossUnits
 
 UNITS = LossUnits(energy=0.1, forces=2.0, stress=0.05)
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from flashace.derivatives import EdgeBudget
+from flashace.data.frames import Labelled
+from flashace.data.statistics import LossUnits
 from flashace.errors import FlashACEError
-from flashace.graph import build_graph
-from flashace.train.data import Labelled
+from flashace.potential.derivatives import EdgeBudget
+from flashace.structure.graph import build_graph
 from flashace.train.loss import collate, make_item
 from flashace.train.micro import MicroBatches
-from flashace.train.statistics import LossUnits
 from flashace.train.step import TrainStep
 
 UNITS = LossUnits(energy=0.1, forces=2.0, stress=0.05)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flashace.model import ModelConfig
+from flashace.potential.model import ModelConfig
 from flashace.train.config import TrainConfig
 from flashace.train.options import option_tables
 

@@ -9,11 +9,11 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
+from flashace.data.frames import Labelled
+from flashace.data.graphs import build_graphs
 from flashace.errors import FlashACEError
-from flashace.graph import build_graph
+from flashace.structure.graph import build_graph
 from flashace.train.config import make_config
-from flashace.train.data import Labelled
-from flashace.train.neighbors import build_graphs
 from flashace.train.prepare import make_model, prepare, start_readouts
 
 

@@ -14,17 +14,17 @@ import torch
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from flashace.derivatives import EdgeBudget
+from flashace.data.frames import read_labelled
+from flashace.data.statistics import LossUnits
 from flashace.errors import FlashACEError
-from flashace.graph import build_graph
-from flashace.model_file import load_model
+from flashace.potential.derivatives import EdgeBudget
+from flashace.potential.model_file import load_model
+from flashace.structure.graph import build_graph
 from flashace.train import ranks
 from flashace.train.checkpoint import checkpoints_in
-from flashace.train.data import read_labelled
 from flashace.train.loss import collate, label_counts, make_item
 from flashace.train.micro import MicroBatches
 from flashace.train.ranks import ALONE, Ranks, joined, shares
-from flashace.train.statistics import LossUnits
 from flashace.train.step import TrainStep
 
 SAME = 1e-9  # relative, in float64: sums in another order

@@ -16,8 +16,8 @@ from ase.io import read, write
 from rich.console import Console
 
 from flashace.errors import FlashACEError
-from flashace.graph import build_graph
-from flashace.model_file import load_model, read_header
+from flashace.potential.model_file import load_model, read_header
+from flashace.structure.graph import build_graph
 from flashace.train import loop
 from flashace.train.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from flashace.train.config import make_config

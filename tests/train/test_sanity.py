@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flashace.model_file import read_header
-from flashace.sanity import Sanity
-from flashace.train.data import Labelled
+from flashace.data.frames import Labelled
+from flashace.potential.model_file import read_header
 from flashace.train.sanity import in_a_sentence, sanity_of_fit
+from flashace.verify.sanity import Sanity
 
 
 @pytest.fixture(scope="module")

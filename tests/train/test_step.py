@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from flashace.derivatives import EdgeBudget, predict
-from flashace.graph import build_graph
-from flashace.train.data import Labelled
+from flashace.data.frames import Labelled
+from flashace.data.statistics import LossUnits
+from flashace.potential.derivatives import EdgeBudget, predict
+from flashace.structure.graph import build_graph
 from flashace.train.loss import collate, loss_terms, make_item
-from flashace.train.statistics import LossUnits
 from flashace.train.step import TrainStep, _flatten
 
 UNITS = LossUnits(energy=0.1, forces=2.0, stress=0.05)

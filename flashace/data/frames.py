@@ -1,0 +1,495 @@
+"""Files of structures in; frames with their energies, forces and stresses out, and a summary of where these were found.
+
+Three rules hold for every set of files. The source of a label is decided once for each file, in this order: the key that the user names,
+`REF_energy` / `REF_forces` / `REF_stress` (or `REF_virial`, `REF_virials`), and the calculator results in the file; a frame whose label
+would be lost by that is an error, unless the user named the key. A frame that lacks a label has `None` there, and the summary counts it.
+Whatever is contradictory, not finite or of the wrong shape is an error that names the frame.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from flashace.data.files import structures
+from flashace.data.lazy import take
+from flashace.errors import FlashACEError
+from flashace.structure.graph import FARTHEST
+
+LABELS = ("energy", "forces", "stress")
+NO_KEY = "none"  # as the name of a key: this label is left out
+LARGEST = 1e15  # eV, eV/Å, eV/Å³: beyond any label, and its square is still a number of float32
+FLATTEST = 1e-3  # Å
+WEIGHT = re.compile(r"(config_)?((energy|forces?|stress|virials?)_)?weights?", re.IGNORECASE)  # of frames, for other programs
+
+
+@dataclass(frozen=True)
+class LabelKeys:
+    """Names that the user gives to labels; `None` looks for `REF_*` and then at the calculator results, "none" leaves the label out.
+
+    A key is looked up in `info`, `arrays` (forces alone) and calculator results. A stress key with "virial" in its name holds virials.
+    """
+
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """One frame and what is known about it; `None` is a label that the frame does not have."""
+
+    atoms: Atoms  # as read: with its info, arrays and calculator results
+    energy: float | None  # eV, total
+    forces: np.ndarray | None  # [N, 3] eV/Å, constraints not applied
+    stress: np.ndarray | None  # [3, 3] eV/Å³, ASE's sign, symmetric
+    config_type: str  # info["config_type"], "" where there is none
+    origin: str  # "train.extxyz#17": file and position in it, counted from 0
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """One label over a set of frames. `used`: source -> frames that took it. `ignored`: source -> frames that are left
+    without the label although they have this source, because the user named another key."""
+
+    used: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What `read_labelled` found. Sources read `REF_energy`, or `calculator energy` for calculator results.
+
+    `unused`: what else frames have and nothing here reads -> frames: weights of their own, and virials per atom.
+    """
+
+    frames: int
+    energy: LabelCount
+    forces: LabelCount
+    stress: LabelCount
+    unused: dict[str, int] = field(default_factory=dict)
+
+
+def read_labelled(
+    paths: str | Path | Sequence[str | Path],
+    keys: LabelKeys = LabelKeys(),
+    required: Sequence[str] = ("energy", "forces"),
+    complain: Callable[[str], Any] | None = None,
+) -> tuple[list[Labelled], LabelSummary]:
+    """All frames of one or several files or folders (`structures` says which), with their labels and a summary of the sources.
+
+    `required` names the labels that at least one frame must have: `("energy",)` for a file of isolated atoms. Within
+    calculator results, a frame with forces takes `free_energy`, whose derivative they are, before `energy`. Virials
+    (6, 9 or 3×3 numbers) become stress = −virial / volume, and must agree with a stress of the same frame. Where a frame is not periodic in
+    three directions, a stress of nothing but zeros, or of nothing but NaN, is none.
+
+    `complain` is told what is wrong with single frames, which then lose that label or, where the structure itself is broken, are left out.
+
+    Raises FlashACEError for a file that cannot be read or is empty, an explicit key that no frame has, a required label
+    that no frame has, and, unless there is `complain`, a file in which some frames have a label under another name than the rest, a frame
+    with no atoms, unknown elements or numbers beyond all bounds, and labels that are not finite, misshapen or contradictory.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    frames = list(structures(paths))
+    labeller = Labeller(keys, required, paths, complain)
+    frames = [(atoms, origin) for atoms, origin in frames if labeller.look(atoms, origin)]
+    labeller.decide()
+    return [labeller.label(atoms, origin) for atoms, origin in frames], labeller.summary()
+
+
+class Labeller:
+    """The labels of one set of frames that need not be in memory: `look` at each of them, `decide`, then `label` each.
+
+    Arguments and errors are those of `read_labelled`.
+    """
+
+    def __init__(self, keys: LabelKeys, required: Sequence[str], paths: Sequence[str | Path], complain: Callable[[str], Any] | None = None):
+        self.required, self.where, self.complain = required, _listed(paths), complain
+        self.frames = self.atoms = 0  # looked at
+        self._any = False
+        self._keys = {label: getattr(keys, label) for label in LABELS}
+        self._groups = {label: _source_groups(label, key) for label, key in self._keys.items()}
+        self._best: Counter[tuple[str, str, int]] = Counter()  # file, label, first group of sources that a frame has -> frames
+        self._chosen: dict[tuple[str, str], int] = {}  # file, label -> group
+        self._counts = {label: (Counter[str](), Counter[str]()) for label in LABELS}  # used, ignored
+        self._unused: Counter[str] = Counter()
+        self._places: dict[str, set[str]] = {"info": set(), "arrays": set(), "calculator results": set()}
+
+    def look(self, atoms: Atoms, origin: str) -> bool:
+        """What sources a frame has; False where its structure is broken and there is `complain`, so that it has to be left out."""
+        self._any = True
+        if not _allowed(self.complain, _check_structure, atoms, origin):
+            return False
+        self.frames, self.atoms = self.frames + 1, self.atoms + len(atoms)
+        file = _file_of(origin)
+        for label, groups in self._groups.items():
+            best = next((i for i, group in enumerate(groups) if _sources_in(atoms, label, group)), None)
+            if best is not None:
+                self._best[file, label, best] += 1
+        self._unused.update(_unused_in(atoms))
+        results = getattr(atoms.calc, "results", {})
+        for place, names in zip(self._places.values(), (atoms.info, atoms.arrays, results), strict=True):
+            place.update(map(str, names))
+        return True
+
+    def decide(self) -> None:
+        """Take each label of a file from the first group of sources that any of its frames has."""
+        if not self._any:
+            raise FlashACEError(f"{self.where}: expected at least one frame, got none; name a file with structures")
+        for label, key in self._keys.items():
+            present = {group for _, of, group in self._best if of == label}
+            if key not in (None, NO_KEY) and 0 not in present:
+                raise FlashACEError(
+                    f"{self.where}: expected {label} under the key {key!r}, but no frame has it; "
+                    f"{self._keys_that_exist()}; correct --{label}-key or leave it out"
+                )
+            if label in self.required and key == NO_KEY:
+                raise FlashACEError(
+                    f"{self.where}: {label} is needed here, but --{label}-key {NO_KEY} leaves it out; name a key, or none at all"
+                )
+            if label in self.required and not present:
+                raise FlashACEError(
+                    f"{self.where}: expected {label} in at least one of {self.frames} frames, found none; looked for "
+                    f"{_listed(chain(*self._groups[label]))}; {self._keys_that_exist()}; name the right key with --{label}-key"
+                )
+        for file, label, group in self._best:
+            named = self._keys[label] is not None
+            self._chosen[file, label] = 0 if named else min(group, self._chosen.get((file, label), group))
+        if self.complain is None:
+            self._refuse_losses()
+
+    def _refuse_losses(self) -> None:
+        """Raises FlashACEError for frames that have a label, but not where the rest of their file has it, unless the key was named."""
+        for (file, label, group), frames in self._best.items():
+            chosen = self._chosen[file, label]
+            if group != chosen and self._keys[label] is None:
+                raise FlashACEError(f"{file}: {self._loss(label, chosen, self._best[file, label, chosen], group, frames)}")
+
+    def _loss(self, label: str, chosen: int, have: int, group: int, lost: int) -> str:
+        groups = [" or ".join(self._groups[label][i]) for i in (chosen, group)]
+        return (
+            f"expected {label} under one name in this file, got {groups[0]} in {have} frames and only {groups[1]} in {lost}; "
+            f"rename them to one, or name with --{label}-key the one to read, so that the others are left out (`flashace check` lists them)"
+        )
+
+    def label(self, atoms: Atoms, origin: str) -> Labelled:
+        """The frame with its labels."""
+        values = {label: self._value(label, atoms, origin) for label in LABELS}
+        return Labelled(atoms, **values, config_type=str(atoms.info.get("config_type", "")), origin=origin)
+
+    def summary(self) -> LabelSummary:
+        """Where the labels of all frames so far were found."""
+        counts = {label: LabelCount(dict(used), dict(ignored)) for label, (used, ignored) in self._counts.items()}
+        return LabelSummary(self.frames, **counts, unused=dict(self._unused))
+
+    def _value(self, label: str, atoms: Atoms, origin: str) -> Any:
+        groups = self._groups[label]
+        chosen = self._chosen.get((_file_of(origin), label))
+        if chosen is None:  # no frame of this file has it
+            return None
+        sources = _sources_in(atoms, label, groups[chosen])
+        if not sources:
+            self._count_as_lost(label, atoms, origin, chosen)
+            return None
+        if self.complain is not None and not _allowed(self.complain, _value, label, atoms, sources, origin):
+            return None
+        self._counts[label][0].update(sources[:1])
+        return _value(label, atoms, sources, origin)
+
+    def _count_as_lost(self, label: str, atoms: Atoms, origin: str, chosen: int) -> None:
+        lost = _sources_in(atoms, label, chain(*self._groups[label][chosen + 1 :]))[:1]
+        self._counts[label][1].update(lost)
+        if lost and self.complain is not None and self._keys[label] is None:
+            expected = " or ".join(self._groups[label][chosen])
+            self.complain(f"{origin}: expected {label} under one name in this file, {expected}, got {lost[0]}; rename it in these frames")
+
+    def _keys_that_exist(self) -> str:
+        places = {**self._places, "arrays": self._places["arrays"] - {"numbers", "positions"}}
+        return "the keys that exist are " + ", ".join(f"{place}: {_listed(sorted(keys))}" for place, keys in places.items())
+
+
+def isolated_atom_energies(frames: Sequence[Labelled]) -> tuple[dict[str, float], Sequence[Labelled]]:
+    """Element -> energy in eV from frames with config_type IsolatedAtom (or isolated_atom, …); and the other frames.
+
+    Raises FlashACEError for such a frame with several atoms or no energy, and for two energies of one element.
+    """
+    tolerance = 1e-4  # eV; the same calculation, printed with fewer digits
+    first: dict[str, tuple[float, str]] = {}
+    isolated = np.zeros(len(frames), dtype=bool)
+    for i, frame in enumerate(frames):
+        isolated[i] = frame.config_type.lower().replace("_", "") == "isolatedatom"
+        if not isolated[i]:
+            continue
+        if len(frame.atoms) != 1 or frame.energy is None:
+            raise FlashACEError(
+                f"{frame.origin}: config_type {frame.config_type!r}: expected one atom and its energy, got "
+                f"{len(frame.atoms)} atoms and energy {frame.energy}; correct or remove this frame"
+            )
+        element = str(frame.atoms.symbols[0])
+        energy, origin = first.setdefault(element, (frame.energy, frame.origin))
+        if abs(frame.energy - energy) > tolerance:
+            raise FlashACEError(
+                f"isolated {element}: expected one energy, got {energy} eV in {origin} and {frame.energy} eV in "
+                f"{frame.origin}; keep the one that belongs to this data"
+            )
+    return {element: energy for element, (energy, _) in first.items()}, take(frames, np.flatnonzero(~isolated))
+
+
+def split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
+    """Training and validation frames, drawn at random: the same seed draws the same frames.
+
+    Of each kind (config_type and elements) about the same part is held out, and never all: what training has never seen, nothing learns.
+    Only where kinds are so small that too few would be held out, they do not count. Each part keeps the order of `frames` and has at least
+    one. Raises FlashACEError for a fraction outside (0, 1) and for fewer than two frames.
+    """
+    num_valid = _num_valid(frames, valid_fraction)
+    order = np.random.default_rng(seed).permutation(len(frames))
+    known: dict[Any, int] = {}
+    kinds = [known.setdefault((frame.config_type, frozenset(frame.atoms.numbers.tolist())), len(known)) for frame in frames]
+    left = _shares(Counter(kinds), num_valid)
+    drawn = []
+    for i in order.tolist():
+        if left[kinds[i]] > 0:
+            left[kinds[i]] -= 1
+            drawn.append(i)
+    taken = set(drawn)
+    drawn += [i for i in order.tolist() if i not in taken][: num_valid - len(drawn)]
+    return _parted(frames, drawn)
+
+
+def random_split(frames: Sequence[Labelled], valid_fraction: float, seed: int) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
+    """`split` without a look at the kinds of frames, as fits did it before: their models are calibrated with it still."""
+    drawn = np.random.default_rng(seed).permutation(len(frames))[: _num_valid(frames, valid_fraction)]
+    return _parted(frames, drawn.tolist())
+
+
+def split_of(
+    frames: Sequence[Labelled], valid_fraction: float, seed: int, train_hash: str
+) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
+    """The split, today's or the one of earlier versions, whose training frames have this `content_hash`; today's where neither has."""
+    splits = [drawn(frames, valid_fraction, seed) for drawn in (split, random_split)]
+    return next((parts for parts in splits if content_hash(parts[0]) == train_hash), splits[0])
+
+
+def _num_valid(frames: Sequence[Labelled], valid_fraction: float) -> int:
+    if not 0 < valid_fraction < 1:
+        raise FlashACEError(f"valid_fraction: expected a number between 0 and 1, got {valid_fraction}; 0.1 is usual")
+    if len(frames) < 2:
+        raise FlashACEError(
+            f"expected at least 2 frames to split into training and validation, got {len(frames)}; "
+            "add frames or name validation data with --valid"
+        )
+    return min(max(round(valid_fraction * len(frames)), 1), len(frames) - 1)
+
+
+def _shares(sizes: Mapping[int, int], num_valid: int) -> Counter[int]:
+    """How many of each kind are held out: its part, rounded so that the sum is right as far as one of each kind stays."""
+    fraction = num_valid / sum(sizes.values())
+    shares = Counter({kind: min(int(fraction * size), size - 1) for kind, size in sizes.items()})
+    nearest = sorted(sizes, key=lambda kind: shares[kind] - fraction * sizes[kind])  # stable: of equal ones the first in the data
+    while shares.total() < num_valid and any(shares[kind] < sizes[kind] - 1 for kind in nearest):
+        for kind in nearest:
+            if shares.total() < num_valid and shares[kind] < sizes[kind] - 1:
+                shares[kind] += 1
+    return shares
+
+
+def _parted(frames: Sequence[Labelled], drawn: Sequence[int]) -> tuple[Sequence[Labelled], Sequence[Labelled]]:
+    valid = np.zeros(len(frames), dtype=bool)
+    valid[drawn] = True
+    return take(frames, np.flatnonzero(~valid)), take(frames, np.flatnonzero(valid))
+
+
+def frames_in_both(train: Sequence[Labelled], valid: Sequence[Labelled]) -> list[str]:
+    """Origins of the validation frames whose structure, atom for atom, is that of a training frame. Frames of shards are not looked at."""
+    if not (isinstance(train, list) and isinstance(valid, list)):
+        return []
+    known = {_structure_of(frame.atoms) for frame in train}
+    return [frame.origin for frame in valid if _structure_of(frame.atoms) in known]
+
+
+def _structure_of(atoms: Atoms) -> bytes:
+    parts = (np.asarray([*atoms.numbers, *atoms.pbc], dtype="<i8"), atoms.positions, atoms.cell.array)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+
+
+def content_hash(frames: Iterable[Labelled]) -> str:
+    """SHA-256 (hex) of numbers, positions, cells, boundary conditions and labels in their order; file names, info
+    and further arrays do not count."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        atoms = frame.atoms
+        digest.update(np.asarray([len(atoms), *atoms.numbers, *atoms.pbc], dtype="<i8").tobytes())
+        for numbers in (atoms.positions, atoms.cell.array, frame.energy, frame.forces, frame.stress):
+            digest.update(b"none" if numbers is None else np.asarray(numbers, dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def lookup(atoms: Atoms, source: str) -> Any:
+    """What a source such as `REF_energy` or `calculator energy` holds; None where the frame does not have it."""
+    place, _, name = source.rpartition(" ")
+    if place == "calculator":
+        return getattr(atoms.calc, "results", {}).get(name)
+    return atoms.info.get(source, atoms.arrays.get(source))
+
+
+def _check_structure(atoms: Atoms, origin: str) -> None:
+    if len(atoms) == 0:
+        raise FlashACEError(f"{origin}: expected at least one atom, got an empty frame; remove it")
+    for name, numbers in (("positions", atoms.positions), ("cell", atoms.cell.array)):
+        if not np.isfinite(numbers).all():
+            raise FlashACEError(f"{origin}: expected finite {name}, got NaN or infinity; repair or remove this frame")
+        if (np.abs(numbers) > FARTHEST).any():
+            raise FlashACEError(
+                f"{origin}: expected {name} of at most {FARTHEST:g} Å, got {np.abs(numbers).max():g}; repair or remove this frame"
+            )
+    if _collapsed(atoms.cell.array):
+        raise FlashACEError(
+            f"{origin}: expected lattice vectors that span a cell, got {atoms.cell.array.tolist()}, which is flatter than {FLATTEST:g} Å; "
+            "repair or remove this frame"
+        )
+    unknown = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))]
+    if len(unknown):
+        raise FlashACEError(
+            f"{origin}: expected atomic numbers from 1 to {len(chemical_symbols) - 1}, got {unknown[0]}"
+            f"{' (the symbol X)' if unknown[0] == 0 else ''}; correct or remove this frame"
+        )
+
+
+def _collapsed(cell: np.ndarray) -> bool:
+    """Whether the lattice vectors, those of length zero aside, depend on each other or nearly so."""
+    longest = float(np.sqrt((cell * cell).sum(1).max()))
+    if abs(np.linalg.det(cell)) > FLATTEST * longest**2 > 0:  # no height is less than volume / longest²
+        return False
+    vectors = cell[cell.any(1)]
+    return len(vectors) > 0 and float(np.linalg.svd(vectors, compute_uv=False).min()) < FLATTEST
+
+
+def _allowed(complain: Callable[[str], Any] | None, check: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether `check` raises nothing; what it raises goes to `complain`, where there is one."""
+    try:
+        check(*arguments)
+    except FlashACEError as error:
+        if complain is None:
+            raise
+        complain(str(error))
+        return False
+    return True
+
+
+def _source_groups(label: str, key: str | None) -> list[tuple[str, ...]]:
+    reference, results = {
+        "energy": (("REF_energy",), ("calculator free_energy", "calculator energy")),
+        "forces": (("REF_forces",), ("calculator forces",)),
+        "stress": (("REF_stress", "REF_virial", "REF_virials"), ("calculator stress", "virial", "virials")),
+    }[label]
+    explicit = () if key == NO_KEY else (str(key), f"calculator {key}")
+    return [reference, results] if key is None else [explicit, reference, results]
+
+
+def _sources_in(atoms: Atoms, label: str, sources: Iterable[str]) -> list[str]:
+    """Those of `sources` that this frame has; the first is the one to use."""
+    have = [source for source in sources if _has(atoms, label, source)]
+    if {"calculator free_energy", "calculator energy"} <= set(have) and lookup(atoms, "calculator forces") is None:
+        have.remove("calculator free_energy")  # it comes first only for the sake of the forces
+    return have
+
+
+def _has(atoms: Atoms, label: str, source: str) -> bool:
+    """Whether a frame has this label there. One number per atom is no energy of a frame, and neither is its stress made of columns."""
+    value = lookup(atoms, source)
+    if value is None or label == "forces":
+        return value is not None
+    if source not in atoms.info and source in atoms.arrays:
+        return False
+    if label == "stress" and not (atoms.pbc.all() and atoms.cell.rank == 3):
+        numbers = np.asarray(value)
+        return not (
+            numbers.dtype.kind in "iuf" and (not numbers.any() or np.isnan(numbers).all())
+        )  # how some programs write that there is none
+    return True
+
+
+def _file_of(origin: str) -> str:
+    return origin.rpartition("#")[0]
+
+
+def _unused_in(atoms: Atoms) -> list[str]:
+    """What one could think is read, and is not: weights other than 1, and virials of single atoms."""
+    weights = [str(name) for name, value in atoms.info.items() if WEIGHT.fullmatch(str(name)) and np.any(np.asarray(value) != 1)]
+    per_atom = [f"{name} of each atom" for name in atoms.arrays if WEIGHT.fullmatch(name) or name.lower() in ("virial", "virials")]
+    return weights + per_atom
+
+
+def _value(label: str, atoms: Atoms, sources: list[str], origin: str) -> Any:
+    """The label in our units and shape from the first of `sources`; the others of a stress must agree with it."""
+    if label == "stress":
+        return _stress(atoms, sources, origin)
+    numbers = _numbers(atoms, sources[0], origin)
+    if label == "energy" and numbers.size == 1:
+        return float(numbers.item())
+    if label == "forces" and numbers.shape == (len(atoms), 3):
+        return numbers
+    expected = "one number" if label == "energy" else f"shape ({len(atoms)}, 3)"
+    raise FlashACEError(f"{origin}: {sources[0]}: expected {expected}, got shape {numbers.shape}; correct it or name another --{label}-key")
+
+
+def _stress(atoms: Atoms, sources: list[str], origin: str) -> np.ndarray:
+    if atoms.cell.rank < 3:
+        raise FlashACEError(
+            f"{origin}: {sources[0]}: a stress needs a cell with three vectors, got {atoms.cell.rank}; "
+            "add the cell, remove the stress of this frame, or leave out all stress with --stress-key none"
+        )
+    values = [_stress_from(source, atoms, origin) for source in sources]
+    for source, value in zip(sources, values, strict=True):
+        if not _agree(value, values[0]):
+            raise FlashACEError(
+                f"{origin}: expected {sources[0]} and {source} to agree as stress = -virial / volume, got xx, yy, zz = "
+                f"{np.diag(values[0])} and {np.diag(value)} eV/Å³; name the right one with --stress-key"
+            )
+    return values[0]
+
+
+def _stress_from(source: str, atoms: Atoms, origin: str) -> np.ndarray:
+    numbers = _numbers(atoms, source, origin)
+    if numbers.shape not in [(6,), (9,), (3, 3)]:
+        raise FlashACEError(
+            f"{origin}: {source}: expected 6 numbers (xx, yy, zz, yz, xz, xy), 9 or 3×3, got shape {numbers.shape}; "
+            "correct it or name another --stress-key"
+        )
+    tensor = voigt_6_to_full_3x3_stress(numbers) if numbers.size == 6 else numbers.reshape(3, 3)
+    if "virial" in source.lower():
+        tensor = -tensor / atoms.get_volume()
+    if not _agree(tensor, tensor.T):
+        raise FlashACEError(f"{origin}: {source}: expected a symmetric tensor, got {numbers.tolist()}; correct or remove this frame")
+    return (tensor + tensor.T) / 2
+
+
+def _agree(one: np.ndarray, other: np.ndarray) -> bool:
+    return np.allclose(one, other, rtol=1e-3, atol=1e-4)  # eV/Å³ (16 MPa): numbers printed with few digits
+
+
+def _numbers(atoms: Atoms, source: str, origin: str) -> np.ndarray:
+    value = np.asarray(lookup(atoms, source))
+    if value.dtype.kind not in "iuf":
+        raise FlashACEError(f"{origin}: {source}: expected numbers, got {value.tolist()!r:.80}; correct this frame")
+    if not np.isfinite(value).all():
+        raise FlashACEError(f"{origin}: {source}: expected finite numbers, got NaN or infinity; repair or remove this frame")
+    if (np.abs(value) > LARGEST).any():
+        raise FlashACEError(
+            f"{origin}: {source}: expected numbers up to {LARGEST:g}, got {np.abs(value).max():g}; repair or remove this frame"
+        )
+    return value.astype(float)
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(map(str, names)) or "none"

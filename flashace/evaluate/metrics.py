@@ -1,0 +1,82 @@
+"""Predictions and labels of frames in; mean absolute and root mean square errors per config_type and over all out."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from flashace.data.frames import LABELS, Labelled
+from flashace.errors import FlashACEError
+
+UNITS = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
+
+
+class ErrorTable:
+    """Errors of energy per atom (meV/atom), of force components (meV/Å) and of the six stress components (meV/Å³).
+
+    A frame counts once in the energy, three times per atom in the forces and six times in the stress; a label that it
+    does not have is not counted.
+    """
+
+    def __init__(self) -> None:
+        self._all = _Group()
+        self._by_type: dict[str, _Group] = {}
+
+    def add(self, labelled: Labelled, energy: float | None, forces: np.ndarray | None, stress: np.ndarray | None = None) -> None:
+        """Counts one frame: predicted energy (eV, total), forces [N, 3] (eV/Å) and stress [3, 3] (eV/Å³).
+
+        Raises FlashACEError where a label has no prediction or one of another shape.
+        """
+        predicted = {"energy": energy, "forces": forces, "stress": stress}
+        errors = {}
+        for label in LABELS:
+            known = getattr(labelled, label)
+            if known is not None:
+                errors[label] = 1000 * _error(label, labelled, np.asarray(known), predicted[label])
+        for group in (self._all, self._by_type.setdefault(labelled.config_type, _Group())):
+            group.add(errors)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per config_type, where there are several, and last the row "all".
+
+        A row has config_type, frames, energy_mae, energy_rmse, forces_mae, forces_rmse, stress_mae and stress_rmse; an
+        error is None where no frame has that label.
+        """
+        types = sorted(self._by_type) if len(self._by_type) > 1 else []
+        return [self._by_type[name].row(name) for name in types] + [self._all.row("all")]
+
+
+@dataclass
+class _Group:
+    frames: int = 0
+    count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LABELS, 0))
+    absolute: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LABELS, 0.0))
+    squared: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LABELS, 0.0))
+
+    def add(self, errors: dict[str, np.ndarray]) -> None:
+        self.frames += 1
+        for label, error in errors.items():
+            self.count[label] += error.size
+            self.absolute[label] += float(np.abs(error).sum())
+            self.squared[label] += float(np.square(error).sum())
+
+    def row(self, config_type: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"config_type": config_type, "frames": self.frames}
+        for label, count in self.count.items():
+            row[f"{label}_mae"] = self.absolute[label] / count if count else None
+            row[f"{label}_rmse"] = (self.squared[label] / count) ** 0.5 if count else None
+        return row
+
+
+def _error(label: str, labelled: Labelled, known: np.ndarray, predicted: Any) -> np.ndarray:
+    got = None if predicted is None else np.asarray(predicted, dtype=float)
+    if got is None or got.shape != known.shape:
+        came = "no prediction" if got is None else f"shape {got.shape}"
+        raise FlashACEError(
+            f"{labelled.origin}: {label}: expected a prediction of shape {known.shape}, got {came}; evaluate every label that the frame has"
+        )
+    error = got - known
+    if label == "energy":
+        return error / len(labelled.atoms)
+    return full_3x3_to_voigt_6_stress(error) if label == "stress" else error

@@ -1,0 +1,106 @@
+"""Parameters and options in; optimizers, the schedule of learning rate and loss weights, and the average of the weights out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from flashace.nn.linear import Linear, TensorLinear
+from flashace.potential.model import AttentionACE
+from flashace.train.config import TrainConfig
+from flashace.train.optim.muon import Muon
+
+
+def make_optimizers(model: AttentionACE, config: TrainConfig) -> list[Optimizer]:
+    """Muon (Jordan et al. 2024; updates scaled to AdamW's size, Liu et al., arXiv:2502.16982) for the matrices of linear maps inside the
+    layers, AdamW for everything else: embeddings, path weights, biases, layer scales, readouts. With `optimizer: adamw`, AdamW for all."""
+    matrices = _hidden_matrices(model)
+    taken = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    adamw: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
+    if config.optimizer == "adamw":
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": matrices, "weight_decay": config.weight_decay}]
+        return [AdamW(groups, **adamw)]
+    return [AdamW(rest, **adamw), Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay)]
+
+
+class Schedule:
+    """The learning rate over a fit, and when to end it early; it hears the score of every validation.
+
+    Not torch's schedulers, which count steps: the progress of a fit may be its time, and several optimizers share one rate. `plateau`
+    follows torch's ReduceLROnPlateau (which is the test of it) without a threshold.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.best = math.inf
+        self.not_better = 0  # validations since the best
+        self.borne = 0  # of these, since the last reduction
+        self.factor = 1.0
+
+    def learning_rate(self, progress: float) -> float:
+        """`progress` runs from 0 to 1 over the fit."""
+        rate = self.config.learning_rate * self.factor
+        if progress < self.config.warmup or self.config.lr_scheduler == "cosine":
+            return rate * learning_rate_factor(progress, self.config.warmup)
+        return rate
+
+    def validated(self, score: float) -> None:
+        """Take note of a validation; lower is better."""
+        better = score < self.best
+        self.best = min(score, self.best) if better else self.best
+        self.not_better, self.borne = (0, 0) if better else (self.not_better + 1, self.borne + 1)
+        if self.config.lr_scheduler == "plateau" and self.borne > self.config.lr_patience:
+            self.factor, self.borne = self.factor * self.config.lr_factor, 0
+
+    @property
+    def ends(self) -> bool:
+        """Nothing got better for as long as `early_stopping` bears."""
+        return self.config.early_stopping is not None and self.not_better >= self.config.early_stopping
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"best": self.best, "not_better": self.not_better, "borne": self.borne, "factor": self.factor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self.best, self.not_better = state["best"], state["not_better"]
+        self.borne, self.factor = state["borne"], state["factor"]
+
+
+def learning_rate_factor(progress: float, warmup: float) -> float:
+    """Linear warm-up, then half a cosine down to 1/200 of the peak; `progress` runs from 0 to 1 over the fit."""
+    if progress < warmup:
+        return max(progress / warmup, 1e-2)
+    end = 0.005
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def loss_weights(progress: float, config: TrainConfig) -> Tensor:
+    """[3]: weights of energy, forces and stress; a schedule {start: weight} changes at each start."""
+    weights = []
+    for weight in (config.energy_weight, config.forces_weight, config.stress_weight):
+        steps = weight if isinstance(weight, dict) else {0.0: weight}
+        weights.append(steps[max(start for start in steps if start <= progress)])
+    return torch.tensor(weights)
+
+
+def make_average(model: AttentionACE, decay: float) -> AveragedModel:
+    """Exponential moving average of the weights; young averages forget faster, so that short fits do not keep their start."""
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor) -> None:
+        n = float(num_averaged)
+        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + n) / (10 + n)))
+
+    average = AveragedModel(model, multi_avg_fn=update)  # type: ignore[arg-type]
+    average.requires_grad_(False)
+    return average
+
+
+def _hidden_matrices(model: AttentionACE) -> list[nn.Parameter]:
+    maps = [m for m in model.layers.modules() if isinstance(m, Linear | TensorLinear)]
+    return [p for m in maps for p in m.parameters() if p.ndim > 1 and min(p.shape[-2:]) > 1]
