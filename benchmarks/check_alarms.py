@@ -33,7 +33,8 @@ from flashace.check.finding import Finding
 from flashace.check.linear_ace import LinearACE, Rows
 from flashace.check.plain_findings import label_findings
 from flashace.data.frames import LabelKeys, Labelled, LabelSummary, isolated_atom_energies, read_labelled
-from flashace.structure.graph import Graph, build_graph
+from flashace.structure.graph import Graph
+from flashace.structure.neighbors import build_graph
 
 METALS = ("Al", "Cu", "Ag", "Au", "Ni", "Pd", "Pt")
 MOLECULES = ("CH3CH2OH", "CH3OH", "H2O", "NH3", "CH4", "C2H6", "CH3CHO", "HCOOH", "CH3NO2", "C6H6")

@@ -40,7 +40,7 @@ from safetensors.torch import save
 from flashace.cli import main as cli
 from flashace.errors import FlashACEError
 from flashace.potential import model_file
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 SAMPLE = Path(__file__).parents[1] / "tests/data/format-1.pt"
 MEMORY = 2 * 2**30  # bytes that a reader of a file of kilobytes may take

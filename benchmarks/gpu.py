@@ -28,7 +28,8 @@ from flashace.backends.triton import backend as cuda
 from flashace.calculator import DTYPES
 from flashace.potential.derivatives import EdgeBudget, Prediction, predict_in_parts
 from flashace.potential.model import AttentionACE
-from flashace.structure.graph import Graph, build_graph
+from flashace.structure.graph import Graph
+from flashace.structure.neighbors import build_graph
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from flashace.data.frames import Labelled
 from flashace.data.statistics import loss_units
 from flashace.potential.model import AttentionACE, ModelConfig
 from flashace.potential.model_file import save_model
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train.config import SIZES, TrainConfig
 from flashace.train.loss import collate, make_item
 from flashace.train.optim.schedule import loss_weights, make_average, make_optimizers

@@ -21,7 +21,8 @@ from flashace.potential.derivatives import EdgeBudget, Prediction, add_parts, pr
 from flashace.potential.model import AttentionACE, Interaction
 from flashace.potential.model_file import NO_FREE_ATOMS, pack_model, share_model, unpack_model
 from flashace.structure.coordination import count_neighbours
-from flashace.structure.graph import Graph, VerletList, batch_graphs
+from flashace.structure.graph import Graph, batch_graphs
+from flashace.structure.verlet import VerletList
 from flashace.surroundings import exact_products, undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

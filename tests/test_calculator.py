@@ -31,7 +31,7 @@ from flashace import FlashACE, FlashACEError, ShortDistanceWarning, batched
 from flashace.potential import derivatives
 from flashace.potential.derivatives import predict
 from flashace.potential.model_file import load_model, save_model
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 SAME = 1e-11  # eV; the same sums at another place in memory
 VOLUMELESS = ["molecule", "wire", "slab without cell height", "atom"]

@@ -11,7 +11,8 @@ from torch import Tensor
 from flashace.errors import FlashACEError
 from flashace.potential.derivatives import Prediction, predict
 from flashace.potential.model import AttentionACE
-from flashace.structure.graph import Graph, build_graph
+from flashace.structure.graph import Graph
+from flashace.structure.neighbors import build_graph
 from flashace.surroundings import exact_products
 
 TOLERANCE = 1e-3  # of the largest force, and of the largest energy that an atom has from its neighbours; rounding stays far below

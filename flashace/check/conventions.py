@@ -19,7 +19,7 @@ from flashace.check.linear_ace import LinearACE, Predicted, Ridge, Rows, Spread
 from flashace.check.mend import mend_script
 from flashace.check.plain_findings import relative_energies, robust_z
 from flashace.data.frames import Labelled, LabelSummary, lookup
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 MIN_FRAMES = 20
 MAX_EDGES = 400_000  # about 15 s of one core

@@ -12,7 +12,7 @@ from flashace.check.finding import Finding, Severity, list_frames
 from flashace.data.frames import LABELS, Labelled
 from flashace.data.statistics import closest_pairs, elements_of
 from flashace.errors import FlashACEError
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 CUTOFFS = (4.0, 5.0, 6.0)  # Å; the last bounds the neighbour lists
 ENOUGH_NEIGHBOURS = 25  # from here on longer cutoffs cost more than they bring, in our own fits of solids

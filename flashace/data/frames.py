@@ -23,7 +23,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from flashace.data.files import structures
 from flashace.data.lazy import take
 from flashace.errors import FlashACEError
-from flashace.structure.graph import FARTHEST
+from flashace.structure.neighbors import FARTHEST
 
 LABELS = ("energy", "forces", "stress")
 NO_KEY = "none"  # as the name of a key: this label is left out

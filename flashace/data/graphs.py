@@ -16,7 +16,8 @@ from ase import Atoms
 from flashace.data.frames import Labelled
 from flashace.data.lazy import MadeOnDemand
 from flashace.errors import FlashACEError
-from flashace.structure.graph import Graph, build_graph
+from flashace.structure.graph import Graph
+from flashace.structure.neighbors import build_graph
 
 PROBE = 1.0  # s of building in this process, from which the rest is foreseen
 PARALLEL_PAYS = 20.0  # s ahead; other processes take some seconds to start

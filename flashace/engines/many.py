@@ -12,7 +12,8 @@ from ase.phonons import Displacement
 
 from flashace.calculator import Evaluation, FlashACE
 from flashace.errors import FlashACEError
-from flashace.structure.graph import Graph, build_graph
+from flashace.structure.graph import Graph
+from flashace.structure.neighbors import build_graph
 from flashace.surroundings import undisturbed
 
 Key = tuple[bytes, ...]

@@ -8,7 +8,8 @@ from ase import Atoms
 from torch import Tensor
 
 from flashace.calculator import FlashACE
-from flashace.structure.graph import Graph, VerletList
+from flashace.structure.graph import Graph
+from flashace.structure.verlet import VerletList
 from flashace.surroundings import undisturbed
 
 try:

@@ -98,25 +98,25 @@ class EdgeBudget:
 
         Raises FlashACEError where even one atom does not fit into the memory.
         """
-        num_neighbors = torch.bincount(graph.edge_index[0], minlength=graph.num_centres).tolist()
-        first = 0
-        while first < graph.num_centres:
-            whole = first == 0 and graph.slots.numel() <= self.max_edges
-            last = graph.num_centres if whole else self._end(num_neighbors, first)
-            part = take_part(graph, first, last)
+        num_neighbors = graph.first.diff().tolist()
+        begin = 0
+        while begin < graph.num_centres:
+            whole = begin == 0 and graph.slots.numel() <= self.max_edges
+            end = graph.num_centres if whole else self._end(num_neighbors, begin)
+            part = take_part(graph, begin, end)
             try:
                 result = compute(part)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if last - first == 1:
+                if end - begin == 1:
                     raise FlashACEError(
-                        f"an atom with {num_neighbors[first]} neighbours does not fit into the memory of {graph.edge_vec.device}; "
+                        f"an atom with {num_neighbors[begin]} neighbours does not fit into the memory of {graph.edge_vec.device}; "
                         "free some of it, or fit a model with smaller r_max, num_layers or num_channels"
                     ) from error
             else:
                 yield part, result
-                first = last
+                begin = end
                 continue
             self.halve(part.graph.slots.numel())
 
@@ -125,10 +125,10 @@ class EdgeBudget:
         batch: list[Graph] = []
         num_atoms = most = 0
         for graph in graphs:
-            num_atoms, most = num_atoms + graph.num_centres, max(most, graph.slots.shape[1])
+            num_atoms, most = num_atoms + graph.num_centres, max(most, graph.max_neighbors)
             if batch and num_atoms * most > self.max_edges:
                 yield batch
-                batch, num_atoms, most = [], graph.num_centres, graph.slots.shape[1]
+                batch, num_atoms, most = [], graph.num_centres, graph.max_neighbors
             batch.append(graph)
         if batch:
             yield batch
@@ -139,12 +139,12 @@ class EdgeBudget:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _end(self, num_neighbors: list[int], first: int) -> int:
+    def _end(self, num_neighbors: list[int], begin: int) -> int:
         most = 1
-        for last in range(first, len(num_neighbors)):
-            most = max(most, num_neighbors[last])
-            if last > first and (last + 1 - first) * most > self.max_edges:
-                return last
+        for end in range(begin, len(num_neighbors)):
+            most = max(most, num_neighbors[end])
+            if end > begin and (end + 1 - begin) * most > self.max_edges:
+                return end
         return len(num_neighbors)
 
 

@@ -26,5 +26,5 @@ def rotate(batch: Batch, rotation: Tensor) -> Batch:
         return vectors @ rotation.T.to(vectors)
 
     graph = batch.graph
-    turned = replace(graph, positions=turn(graph.positions), cell=turn(graph.cell), edge_vec=turn(graph.edge_vec))
+    turned = replace(graph, cell=turn(graph.cell), edge_vec=turn(graph.edge_vec))
     return replace(batch, graph=turned, forces=turn(batch.forces), stress=turn(turn(batch.stress).mT))

@@ -8,7 +8,7 @@ from ase import Atoms
 from flashace.data.frames import Labelled
 from flashace.evaluate.predict import predict_graphs
 from flashace.potential.model import AttentionACE
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.verify.sanity import Sanity, Usual, hard_structures, judge, short_distances
 
 

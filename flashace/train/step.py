@@ -147,13 +147,12 @@ def _example(model: AttentionACE) -> Batch:
     dtype, device = model.dtype, model.embedding.device
     some = torch.Generator().manual_seed(0)
     graph = Graph(
-        positions=torch.rand(N, 3, generator=some, dtype=torch.float64),
         numbers=torch.full((N,), int((model.element_index != UNKNOWN).nonzero()[0])),
         cell=torch.eye(3, dtype=torch.float64).repeat(B, 1, 1),
         structure=torch.arange(N) % B,
         edge_index=torch.arange(2 * E).reshape(2, E) % N,
-        unit_shifts=torch.zeros(E, 3, dtype=torch.float64),
         edge_vec=torch.rand(E, 3, generator=some).to(dtype) + 1,
+        first=torch.arange(N + 1),
         slots=torch.arange(N * M).reshape(N, M) % (E + 1),
     )
     batch = Batch(

@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flashace.errors import FlashACEError
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.verify.sanity import GUESS, Usual, bonds, guessed_distances, hard_structures, judge, short_distances
 
 P = ParamSpec("P")

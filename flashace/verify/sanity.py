@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 SEED = 0
 MOST_ATOMS = 64  # of a structure

@@ -24,7 +24,8 @@ from flashace.check.finding import Finding, by_file, list_frames
 from flashace.check.linear_ace import LinearACE, Rows
 from flashace.data.frames import LabelKeys, isolated_atom_energies, read_labelled
 from flashace.potential.model_file import read_header
-from flashace.structure.graph import Graph, build_graph
+from flashace.structure.graph import Graph
+from flashace.structure.neighbors import build_graph
 from flashace.train.config import make_config
 from flashace.train.prepare import prepare
 

@@ -8,7 +8,7 @@ from flashace.data import statistics
 from flashace.data.frames import Labelled
 from flashace.data.statistics import elements_of, loss_units, neighbour_statistics, reference_energies
 from flashace.errors import FlashACEError
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 
 def frame(symbols, energy=None, forces=None, stress=None):

@@ -16,7 +16,7 @@ from ase.vibrations import Vibrations
 
 from flashace import FlashACE, FlashACEError, batched, evaluate_many
 from flashace.potential.model_file import save_model
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 SAME = 1e-10  # eV, eV/Å and eV/Å³ in float64
 ROUNDED = 1e-4  # the same in float32

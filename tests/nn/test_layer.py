@@ -5,7 +5,7 @@ import torch
 
 from flashace.nn.layer import FeedForward, Layer
 from flashace.potential.model import AttentionACE, ModelConfig
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 EXACT = 1e-10
 N, M = 3, 6

@@ -13,7 +13,8 @@ from flashace.errors import FlashACEError
 from flashace.nn.bounds import saturated
 from flashace.potential.derivatives import predict
 from flashace.potential.model import AttentionACE, ModelConfig
-from flashace.structure.graph import batch_graphs, build_graph
+from flashace.structure.graph import batch_graphs
+from flashace.structure.neighbors import build_graph
 
 SAME = 1e-11  # eV; sums of the same numbers in another order
 

@@ -21,7 +21,7 @@ from flashace.errors import FlashACEError
 from flashace.potential import model_file as model_file_module
 from flashace.potential.model import UNBOUNDED
 from flashace.potential.model_file import FORMAT, _digest, describe, load_model, read_header, save_model, share_model
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 ERRORS = {f"{label}_{mean}": None if label == "stress" else 1.5 for label in LABELS for mean in ("mae", "rmse")}
 PROVENANCE = {

@@ -17,7 +17,7 @@ from flashace.evaluate.calibrate import estimate_uncertainty
 from flashace.potential import model_file
 from flashace.potential.model_file import load_model, read_header, save_model
 from flashace.potential.uncertainty import MIN_FRAMES, RIDGES, Rigidity, Uncertainty, calibrate, calibrate_with_fitted
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 SAME = 1e-9  # relative; a well-conditioned quadratic form in another order of sums
 

@@ -18,7 +18,7 @@ from flashace.evaluate.calibrate import estimate_uncertainty
 from flashace.nn.radial import polynomial_envelope
 from flashace.potential.model_file import load_model, read_header, save_model
 from flashace.structure.coordination import SPARE, SPARE_SHARE, Coordination, count_neighbours
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 R_MAX, EXPONENT = 4.0, 6  # of the models of these tests
 

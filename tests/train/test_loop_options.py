@@ -13,7 +13,7 @@ from ase.io import read
 from flashace.errors import FlashACEError
 from flashace.potential.model import AttentionACE
 from flashace.potential.model_file import load_model, read_header
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train import loop
 from flashace.train.micro import MicroBatches
 from flashace.train.prepare import Prepared

@@ -9,7 +9,7 @@ from ase.io import write
 from flashace.data.frames import Labelled, read_labelled
 from flashace.data.statistics import LossUnits
 from flashace.potential.derivatives import predict
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train.loss import collate, loss_terms, make_item
 
 UNITS = LossUnits(energy=0.1, forces=2.0, stress=0.05)

@@ -8,7 +8,7 @@ from flashace.data.frames import Labelled
 from flashace.data.statistics import LossUnits
 from flashace.errors import FlashACEError
 from flashace.potential.derivatives import EdgeBudget
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train.loss import collate, make_item
 from flashace.train.micro import MicroBatches
 from flashace.train.step import TrainStep

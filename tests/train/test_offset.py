@@ -9,7 +9,7 @@ from ase import Atoms
 
 from flashace.data.frames import Labelled
 from flashace.potential.derivatives import predict
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train.offset import remove_offset
 
 OFFSET = {"C": 0.003, "Si": -0.002}  # eV

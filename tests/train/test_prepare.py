@@ -12,7 +12,7 @@ from ase.io import read, write
 from flashace.data.frames import Labelled
 from flashace.data.graphs import build_graphs
 from flashace.errors import FlashACEError
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train.config import make_config
 from flashace.train.prepare import make_model, prepare, start_readouts
 

@@ -19,7 +19,7 @@ from flashace.data.statistics import LossUnits
 from flashace.errors import FlashACEError
 from flashace.potential.derivatives import EdgeBudget
 from flashace.potential.model_file import load_model
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train import ranks
 from flashace.train.checkpoint import checkpoints_in
 from flashace.train.loss import collate, label_counts, make_item

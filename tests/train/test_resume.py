@@ -17,7 +17,7 @@ from rich.console import Console
 
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import load_model, read_header
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train import loop
 from flashace.train.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from flashace.train.config import make_config

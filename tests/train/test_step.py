@@ -9,7 +9,7 @@ import torch
 from flashace.data.frames import Labelled
 from flashace.data.statistics import LossUnits
 from flashace.potential.derivatives import EdgeBudget, predict
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.train.loss import collate, loss_terms, make_item
 from flashace.train.step import TrainStep, _flatten
 

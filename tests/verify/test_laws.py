@@ -19,14 +19,16 @@ from torch import Tensor
 
 import flashace.nn.attention
 import flashace.potential.model
-import flashace.structure.graph
+import flashace.structure.verlet
 from flashace.calculator import FlashACE
 from flashace.cli.main import main
 from flashace.nn.layer import Layer
 from flashace.nn.radial import polynomial_envelope
 from flashace.potential.model import AttentionACE, ModelConfig
 from flashace.potential.model_file import save_model
-from flashace.structure.graph import Graph, VerletList, build_graph
+from flashace.structure.graph import Graph
+from flashace.structure.neighbors import build_graph
+from flashace.structure.verlet import VerletList
 from flashace.verify import laws as verify
 from flashace.verify.laws import PRECISIONS, Finding, LawResult, _worst
 
@@ -293,7 +295,7 @@ def every_direction_periodic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stale_neighbour_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is whose neighbour is decided once, as long as the number of atoms stays."""
-    monkeypatch.setattr(flashace.structure.graph._Candidates, "hold_for", lambda self, atoms, r_max: len(atoms) == len(self.before))
+    monkeypatch.setattr(flashace.structure.verlet._Candidates, "hold_for", lambda self, atoms, r_max: len(atoms) == len(self.before))
 
 
 Break = Callable[[pytest.MonkeyPatch], None]

@@ -8,7 +8,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.morse import MorsePotential
 
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.verify import laws as verify
 from flashace.verify.sanity import MOST_ATOMS, Hard, Sanity, Usual, guessed_distances, hard_structures, judge, short_distances
 

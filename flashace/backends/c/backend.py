@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,10 +123,8 @@ class CpuKernel:
 
     def _slopes(self, graph: Graph, features: bool) -> tuple[Slopes, tuple[Tensor, Tensor, Tensor, Tensor]]:
         element = self._element_index[graph.numbers]
-        centre, neighbour = graph.edge_index
-        first = torch.from_numpy(np.searchsorted(centre.numpy(), np.arange(graph.num_centres + 1)))
-        arrays = first, neighbour.contiguous(), graph.edge_vec.double().contiguous(), element
-        energies, slopes, found = self._run(*arrays, graph.slots.shape[1], features)
+        arrays = graph.first, graph.edge_index[1].contiguous(), graph.edge_vec.double().contiguous(), element
+        energies, slopes, found = self._run(*arrays, graph.max_neighbors, features)
         return Slopes(energies, slopes, found - self._features_alone[element[: graph.num_centres]] if features else None), arrays
 
     def _run(

@@ -61,7 +61,7 @@ class CudaKernel:
         pair = element[centre] * num_elements + neighbour
         r, Y, envelope = model.geometry(graph.edge_vec, model.shortest.flatten()[pair] if model.config.zbl else None)
         own = torch.cat([own, torch.arange(num_elements, device=own.device)])
-        first = torch.searchsorted(centre, torch.arange(len(own) + 1, device=centre.device))
+        first = torch.cat([graph.first, graph.first[-1:].expand(num_elements)])  # atoms without neighbours end where they begin
         edges = Edges(first, pair.int(), r.contiguous(), envelope.contiguous(), Y.contiguous())
         s, t = model.embedding.detach()[own], None
         energy, states = torch.zeros_like(s[:, 0]), []

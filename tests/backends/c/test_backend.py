@@ -20,7 +20,7 @@ from flashace.backends.c import backend as cpu
 from flashace.backends.c.backend import CpuKernel
 from flashace.backends.splines import splines_of
 from flashace.potential.derivatives import assemble, predict
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 from flashace.verify import laws as verify
 
 OPTIONS = [

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 
 from flashace import FlashACE, FlashACEError, calculator
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 pytest.importorskip("triton")
 from flashace.backends.splines import splines_of

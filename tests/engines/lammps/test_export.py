@@ -13,7 +13,7 @@ from flashace import FlashACEError
 from flashace.backends.c.backend import CpuKernel
 from flashace.engines.lammps import export
 from flashace.engines.lammps.export import export_for_lammps
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 
 def test_the_file_alone_gives_what_the_kernel_gives(model, exported, structure):

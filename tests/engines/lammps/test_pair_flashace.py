@@ -14,7 +14,7 @@ from ase.data import atomic_masses, atomic_masses_iupac2016, atomic_numbers, che
 from flashace import FlashACE
 from flashace.backends.c.backend import kernel_of
 from flashace.engines.lammps.plugin import SOURCE
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 RANKS = 1, 2, 4
 TOLERANCE = 1e-11  # relative

@@ -10,7 +10,7 @@ from ase.build import bulk
 from flashace.data.statistics import neighbour_statistics
 from flashace.engines.lammps.export import export_for_lammps
 from flashace.structure.coordination import Coordination
-from flashace.structure.graph import build_graph
+from flashace.structure.neighbors import build_graph
 
 
 def crystal(seed=0):
