@@ -3,7 +3,6 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,19 +13,17 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.cell import Cell
 from ase.data import chemical_symbols
 
-from flashace.backends.c import backend as cpu
-from flashace.backends.c.backend import CpuKernel
+from flashace.backends.choice import KERNELS, backend_of
 from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWarning, UncertaintyWarning
-from flashace.potential.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
-from flashace.potential.model import AttentionACE, Interaction
+from flashace.potential.derivatives import EdgeBudget, Prediction, split
+from flashace.potential.model import AttentionACE
 from flashace.potential.model_file import NO_FREE_ATOMS, pack_model, share_model, unpack_model
 from flashace.structure.coordination import count_neighbours
 from flashace.structure.graph import Graph, batch_graphs
 from flashace.structure.verlet import VerletList
-from flashace.surroundings import exact_products, undisturbed
+from flashace.surroundings import undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-KERNELS = "auto", "compiled", "plain"
 VOIGT = [0, 4, 8, 5, 2, 1]  # xx, yy, zz, yz, xz, xy of the nine of a symmetric tensor
 CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
 
@@ -114,8 +111,7 @@ class FlashACE(Calculator):
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
-    ~/.cache/flashace keeps it); on a GPU, kernels of Triton (`pip install triton`). "auto" takes it for float32 where it can be
-    had, and the plain path for float64.
+    ~/.cache/flashace keeps it); on a GPU, kernels of Triton (`pip install triton`). "auto" takes it where it can be had.
 
     Neighbours are looked for within `skin` Å more than the cutoff, and again when atoms have moved so far that one may be missing. Results
     are the same for any skin; a large one pays where atoms move little between calls.
@@ -181,7 +177,7 @@ class FlashACE(Calculator):
         self.verlet_list = VerletList(model.config.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = self._warned_of_coordination = False
         self._species, self._shortest = (table.cpu().numpy().copy() for table in (model.element_index, model.shortest))
-        self._falls_back, self._stresses = False, None
+        self._stresses = None
         self._known_numbers: np.ndarray | None = None  # of the last structure; elements rarely change
         changed = super().set(**parameters)
         self.reset()
@@ -280,30 +276,9 @@ class FlashACE(Calculator):
         return Evaluation(results, uncertainty)
 
     def _predict(self, graph: Graph) -> Prediction:
-        kernel, features = self._kernel(), self.model.uncertainty is not None
-        if isinstance(kernel, CpuKernel):
-            if self.parameters["max_edges"] is None:
-                return kernel.predict(graph, features)  # a few atoms at a time by itself
-            return add_parts(lambda part: kernel.predict(part, features), graph, self.budget)
-        model = self.model.with_features if features else self.model
-        if kernel is not None:
-            model = partial(model, interaction=kernel)
-        with exact_products():
-            return predict_in_parts(model, graph.to(self.device), self.model.dtype, self.budget)
-
-    def _kernel(self) -> CpuKernel | Interaction | None:
-        """What `kernel` asks for; None is the plain path."""
-        asked = self.parameters["kernel"]
-        if self._falls_back or asked == "plain" or (asked == "auto" and self.model.dtype != torch.float32):
-            return None
-        try:
-            return compiled_kernel(self.model)
-        except FlashACEError as error:
-            if asked == "compiled":
-                raise
-            warnings.warn(f"{error}. This calculator takes the plain path, which is many times slower", stacklevel=2)
-            self._falls_back = True
-            return None
+        backend = backend_of(self.model, self.parameters["kernel"])
+        whole = backend.bounds_memory and self.parameters["max_edges"] is None
+        return backend.predict(graph, None if whole else self.budget, self.model.uncertainty is not None)
 
     def get_uncertainty(self, atoms: Atoms | None = None) -> EnergyUncertainty:
         """How far the energy and each atom's part of it may be off, in eV (standard deviations), for `atoms` or those of the last results.
@@ -408,17 +383,6 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     return value.item() if isinstance(value, np.generic) else value
-
-
-def compiled_kernel(model: AttentionACE) -> CpuKernel | Interaction:
-    """C for a model on a CPU, Triton for one on a GPU. Raises FlashACEError where that cannot be had."""
-    if model.embedding.device.type == "cpu":
-        return cpu.kernel_of(model)
-    try:
-        from flashace.backends.triton.backend import kernel_of
-    except ImportError as error:
-        raise FlashACEError(f"kernel: expected Triton, got {error}; `pip install triton`, or use the plain path") from error
-    return kernel_of(model)
 
 
 def _check_threshold(name: str, value: Any) -> None:

@@ -255,6 +255,7 @@ def convert(data: tuple[str, ...], shards: str, overwrite: bool, **keys: Any) ->
 @click.option("--stress-key")
 def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype: str, **keys: Any) -> None:
     """Errors of MODEL on labelled structures; predictions go to a file."""
+    from flashace.backends.choice import backend_of
     from flashace.calculator import choose_device, choose_dtype
     from flashace.data.shards import read_data
     from flashace.evaluate import report
@@ -269,7 +270,7 @@ def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype:
     graphs = _graphs(frames, network.config.r_max)
     for graph in graphs:
         network.check_elements(graph.numbers)
-    predictions = predict_graphs(network, graphs)
+    predictions = predict_graphs(network, graphs, backend=backend_of(network))
     report.write_predictions(output, frames, predictions)
     console.print(report.label_table(labels))
     console.print(report.error_table({"data": error_rows(frames, predictions)}))

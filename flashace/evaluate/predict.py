@@ -3,32 +3,36 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from flashace.backends.backend import Backend
+from flashace.backends.plain import Plain
 from flashace.data.frames import LABELS, Labelled
 from flashace.evaluate.metrics import ErrorTable
-from flashace.potential.derivatives import EdgeBudget, predict_in_parts
+from flashace.potential.derivatives import EdgeBudget
 from flashace.potential.model import AttentionACE
 from flashace.structure.graph import Graph, batch_graphs
 
 
-def predict_graphs(model: AttentionACE, graphs: Iterable[Graph], advance: Callable[[int], Any] = lambda done: None) -> list[dict[str, Any]]:
+def predict_graphs(
+    model: AttentionACE, graphs: Iterable[Graph], advance: Callable[[int], Any] = lambda done: None, backend: Backend | None = None
+) -> list[dict[str, Any]]:
     """What `predict_each` gives, of all graphs at once."""
-    return list(predict_each(model, graphs, advance))
+    return list(predict_each(model, graphs, advance, backend))
 
 
 def predict_each(
-    model: AttentionACE, graphs: Iterable[Graph], advance: Callable[[int], Any] = lambda done: None
+    model: AttentionACE, graphs: Iterable[Graph], advance: Callable[[int], Any] = lambda done: None, backend: Backend | None = None
 ) -> Iterator[dict[str, Any]]:
     """Energy (eV), forces [N, 3] (eV/Å) and stress [3, 3] (eV/Å³, None without a cell) of each graph, as numpy in float64.
 
     Where the model knows it, also the standard deviation of the energy and of those of the atoms [N] (eV): `energy_uncertainty` and
     `energies_uncertainty`.
-    `advance` is called with the number of graphs just done.
+    `advance` is called with the number of graphs just done. `backend` evaluates the model; the plain path where none is given, since a fit,
+    whose weights change, has no time to compile them.
     """
-    device = model.embedding.device
-    budget = EdgeBudget.of(device)
+    backend = backend or Plain(model)
+    budget = EdgeBudget.of(backend.device)
     for chunk in budget.batches(graphs):
-        batch = batch_graphs(chunk).to(device)
-        result = predict_in_parts(model if model.uncertainty is None else model.with_features, batch, model.dtype, budget)
+        result = backend.predict(batch_graphs(chunk), budget, model.uncertainty is not None)
         predictions: list[dict[str, Any]] = []
         forces = result.forces.cpu().split([g.numbers.shape[0] for g in chunk])
         for graph, energy, f, stress in zip(chunk, result.energy.tolist(), forces, result.stress.cpu(), strict=True):

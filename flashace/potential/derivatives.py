@@ -175,6 +175,13 @@ def add_parts(evaluate: Callable[[Graph], Prediction], graph: Graph, budget: Edg
     return Prediction(energies, energy, forces, stress, stresses, torch.cat(features) if features else None)
 
 
+def added(a: Prediction, b: Prediction) -> Prediction:
+    """Of a sum of two energies, what follows from each; with the features of the first."""
+    return Prediction(
+        a.energies + b.energies, a.energy + b.energy, a.forces + b.forces, a.stress + b.stress, a.stresses + b.stresses, a.features
+    )
+
+
 def split(whole: Prediction, graphs: Sequence[Graph]) -> list[Prediction]:
     """The prediction of each of the graphs, from that of all of them in one batch."""
     if len(graphs) == 1:

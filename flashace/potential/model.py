@@ -28,7 +28,6 @@ from flashace.structure.graph import Graph
 TRUSTED = 0.9  # of the shortest distance in training: down to there the network is taken at its word
 LIMITS = Limits(basis=5.0, product=20.0, feed_forward=40.0)
 UNBOUNDED = Limits(basis=5.0, product=math.inf, feed_forward=math.inf)  # of models before `bounded`
-IN_EV = "atomic_energies", "repulsion", "uncertainty"  # float64 always
 UNKNOWN = 2**31  # no index of anything: using it is an error
 
 # graph and element of each of its atoms -> energies [C + S] in units of the scale, of the centres and of one atom without neighbours per
@@ -73,8 +72,9 @@ class ModelConfig:
 class AttentionACE(nn.Module):
     """Attention on the Atomic Cluster Expansion: strictly local, one energy per atom.
 
-    E_i = E0(z_i) + S(scale · Σ_p [readout_p(s_i) - readout_p(s of the same atom without neighbours)]) + ½ Σ_j ZBL(r_ij), so an atom alone
-    has exactly its reference energy. `atomic_energies` maps symbols to E0 in eV and says which elements the model knows; `scale` is in eV.
+    E_i = E0(z_i) + S(scale · Σ_p [readout_p(s_i) - readout_p(s of the same atom without neighbours)]) + terms, so an atom alone has exactly
+    its reference energy. `terms` has one today, ½ Σ_j ZBL(r_ij); another is a `Term` and a line in that list.
+    `atomic_energies` maps symbols to E0 in eV and says which elements the model knows; `scale` is in eV.
     `free_atoms` tells whether these E0 are the energies of atoms alone; fitted to data without such atoms, they are not.
     S is `saturated` at `energy_bound` (eV): whatever the structure, the network gives an atom no more than that.
     `shortest_distances` of the training data, {"C-Si": 1.3} in Å, has no entry for a pair that is never within `r_max`.
@@ -131,15 +131,13 @@ class AttentionACE(nn.Module):
         radius = torch.from_numpy(covalent_radii[numbers])
         bond = (radius + radius[:, None]).clamp(max=c.r_max)
         trusted = {pair: TRUSTED * r for pair, r in (shortest_distances or {}).items()}
-        self.repulsion = Repulsion(numbers, _pair_table(trusted, self.symbols, bond)) if c.zbl else None
+        self.terms = nn.ModuleList([Repulsion(numbers, _pair_table(trusted, self.symbols, bond))] if c.zbl else [])
         self.uncertainty = None
         self.coordination = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AttentionACE":
         """What `float()`, `half()` and `to(dtype)` do: energies in eV stay float64, and follow to another device alone."""
-        exact = {
-            name: buffer for name, buffer in self.named_buffers() if name.startswith(("atomic_energies", "repulsion.", "uncertainty."))
-        }
+        exact = {name: buffer for name, buffer in self.named_buffers() if name.startswith(("atomic_energies", "terms.", "uncertainty."))}
         super()._apply(fn, recurse)
         for name, before in exact.items():
             owner, _, own_name = name.rpartition(".")
@@ -151,6 +149,11 @@ class AttentionACE(nn.Module):
     def symbols(self) -> list[str]:
         """The elements that the model knows, by atomic number."""
         return list(self.e0)
+
+    @property
+    def repulsion(self) -> Repulsion | None:
+        """That of the nuclei, where it is among the terms."""
+        return next((term for term in self.terms if isinstance(term, Repulsion)), None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -180,9 +183,8 @@ class AttentionACE(nn.Module):
         energy, states = (interaction or self._interaction)(graph, element)
         beyond = self.scale * self._beyond_alone(graph, energy).double()
         energy = self.atomic_energies[element[: graph.num_centres]] + saturated(beyond, self.energy_bound)
-        if self.repulsion is not None:
-            centre, neighbour = graph.edge_index
-            energy = energy.index_add(0, centre, self.repulsion(graph.edge_vec, element[centre], element[neighbour]))
+        for term in self.terms:
+            energy = energy + term(graph, element)
         return energy, states
 
     def _beyond_alone(self, graph: Graph, x: Tensor) -> Tensor:

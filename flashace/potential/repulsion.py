@@ -1,12 +1,14 @@
-"""Neighbour vectors and species in, the repulsion of the nuclei out: what holds atoms apart where no training data was."""
+"""The repulsion of the nuclei, a term: what holds atoms apart where no training data was."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashace.nn.linear import full_precision
 from flashace.nn.radial import polynomial_envelope
+from flashace.potential.term import Term
+from flashace.structure.graph import Graph
 
 COULOMB = 14.399645  # eV Å, e² / (4 π ε0)
 SCREENING = 0.88534 * 0.529177  # Å, times the Bohr radius
@@ -15,8 +17,8 @@ DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
 EXPONENT = 6  # of the envelope
 
 
-class Repulsion(nn.Module):
-    """Half of V(r) = f(r) · COULOMB · Z_i Z_j / r · Σ_k A_k exp(-d_k r / a), a = SCREENING / (Z_i^0.23 + Z_j^0.23), for each edge.
+class Repulsion(Term):
+    """E_i = ½ Σ_j V(r_ij) with V(r) = f(r) · COULOMB · Z_i Z_j / r · Σ_k A_k exp(-d_k r / a), a = SCREENING / (Z_i^0.23 + Z_j^0.23).
 
     The universal potential of Ziegler, Biersack and Littmark (The Stopping and Range of Ions in Solids, 1985), with an envelope f that ends
     it at `end` [S, S] in Å: value, first and second derivative vanish there. The species are those of `numbers`, by index. Always float64.
@@ -33,8 +35,14 @@ class Repulsion(nn.Module):
         self.register_buffer("length", SCREENING / (z**0.23 + z[:, None] ** 0.23), persistent=False)
         self.register_buffer("end", end.double(), persistent=False)
 
+    def forward(self, graph: Graph, element: Tensor) -> Tensor:
+        """[C] in eV."""
+        centre, neighbour = graph.edge_index
+        shares = self.of_edges(graph.edge_vec, element[centre], element[neighbour])
+        return shares.new_zeros(graph.num_centres).index_add(0, centre, shares)
+
     @full_precision
-    def forward(self, edge_vec: Tensor, centre: Tensor, neighbour: Tensor) -> Tensor:
+    def of_edges(self, edge_vec: Tensor, centre: Tensor, neighbour: Tensor) -> Tensor:
         """edge_vec [E, 3] in Å, species [E] of both atoms -> [E] in eV: the share of the centre."""
         r = edge_vec.double().norm(dim=-1)
         x = r / self.length[centre, neighbour]

@@ -249,7 +249,7 @@ def test_the_repulsion_is_added_to_the_rest(make_model, each_structure):
     graph = build_graph(each_structure, 4.0)
     with_zbl, without = make_model(zbl=True), make_model(zbl=False)
     species, (centre, neighbour) = with_zbl.element_index[graph.numbers], graph.edge_index
-    added = with_zbl.repulsion(graph.edge_vec, species[centre], species[neighbour])
+    added = with_zbl.repulsion.of_edges(graph.edge_vec, species[centre], species[neighbour])
     close(
         with_zbl(graph).detach() - without(graph).detach(), torch.zeros(len(graph.numbers), dtype=torch.float64).index_add(0, centre, added)
     )
@@ -305,7 +305,7 @@ def test_below_the_distances_of_the_data_zbl_goes_on_alone(make_model, a, b, lea
     curve = dimer_curve(model, a, b, r)
     species = [model.symbols.index(s) for s in (a, b)]
     vec = torch.nn.functional.pad(torch.from_numpy(r)[:, None], (0, 2))
-    repulsion = 2 * model.repulsion(vec, *(torch.full((60,), s) for s in species)).numpy()
+    repulsion = 2 * model.repulsion.of_edges(vec, *(torch.full((60,), s) for s in species)).numpy()
     np.testing.assert_allclose(curve - repulsion - (curve - repulsion)[0], 0, atol=1e-12 * curve[0])
     assert (np.diff(curve) <= 1e-12 * curve[0]).all()
     assert curve[0] > 1e3

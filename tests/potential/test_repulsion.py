@@ -17,7 +17,7 @@ PAIRS = [(i, j) for i in range(4) for j in range(4)]
 
 def half(repulsion, r, i, j):
     vec = torch.stack([torch.zeros_like(r), 0.6 * r, -0.8 * r], dim=-1)
-    return repulsion(vec, torch.full(r.shape, i), torch.full(r.shape, j))
+    return repulsion.of_edges(vec, torch.full(r.shape, i), torch.full(r.shape, j))
 
 
 def published(r, z1, z2, end):
@@ -65,7 +65,7 @@ def test_it_repels_ever_more_between_all_elements():
     repulsion, r = Repulsion(numbers, torch.ones(96, 96)), torch.linspace(0.02, 0.5, 49, dtype=torch.float64)
     i, j = torch.triu_indices(96, 96)
     vec = torch.nn.functional.pad(r[:, None, None].expand(-1, len(i), 1), (0, 2)).reshape(-1, 3)
-    curves = repulsion(vec, i.repeat(len(r)), j.repeat(len(r))).reshape(len(r), -1)
+    curves = repulsion.of_edges(vec, i.repeat(len(r)), j.repeat(len(r))).reshape(len(r), -1)
     assert (curves.diff(dim=0) < 0).all()
     assert curves.min() > 0
 
@@ -75,11 +75,11 @@ def test_derivatives_are_those_of_the_energy():
     vec = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     vec = (0.7 * vec / vec.norm(dim=-1, keepdim=True)).requires_grad_()
     i, j = torch.tensor([0, 1, 2, 3, 1, 2]), torch.tensor([1, 1, 3, 3, 2, 2])
-    assert torch.autograd.gradcheck(lambda v: repulsion(v, i, j), vec)
-    assert torch.autograd.gradgradcheck(lambda v: repulsion(v, i, j), vec)
+    assert torch.autograd.gradcheck(lambda v: repulsion.of_edges(v, i, j), vec)
+    assert torch.autograd.gradgradcheck(lambda v: repulsion.of_edges(v, i, j), vec)
 
 
 def test_float32_vectors_give_float64_energies():
     vec = torch.tensor([[0.25, 0.0, 0.0]])
     repulsion, zero = Repulsion(NUMBERS, END), torch.zeros(1, dtype=torch.long)
-    assert torch.equal(repulsion(vec, zero, zero), repulsion(vec.double(), zero, zero))
+    assert torch.equal(repulsion.of_edges(vec, zero, zero), repulsion.of_edges(vec.double(), zero, zero))

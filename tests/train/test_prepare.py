@@ -231,7 +231,7 @@ def test_readouts_start_with_what_the_repulsion_leaves_over(make_model, make_fra
         frame.set_cell(0.8 * frame.cell.array, scale_atoms=True)
         graphs.append(graph := build_graph(frame, 4.0))
         species = torch.where(graph.numbers == 6, 0, 1)[graph.edge_index]
-        energy = repulsion(graph.edge_vec, *species).sum().item() - 7.5 - 5.25
+        energy = repulsion.of_edges(graph.edge_vec, *species).sum().item() - 7.5 - 5.25
         frames.append(Labelled(frame, energy, np.zeros((2, 3)), None, "", "x#0"))
     for zbl in (True, False):
         model = make_model(zbl=zbl)

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from flashace.backends.backend import Backend
 from flashace.backends.compiler import cached_library, find_compiler, processor
 from flashace.backends.splines import splines_of
 from flashace.backends.trial import check_kernel
@@ -23,8 +24,10 @@ from flashace.nn.layer import Layer
 from flashace.nn.linear import Linear, TensorLinear
 from flashace.nn.product import Contraction
 from flashace.nn.readout import Readout
-from flashace.potential.derivatives import Prediction, Slopes
+from flashace.potential.derivatives import Prediction, Slopes, added, predict
 from flashace.potential.model import TRUSTED, AttentionACE
+from flashace.potential.repulsion import Repulsion
+from flashace.potential.term import Term
 from flashace.structure.graph import Graph
 
 SOURCE = Path(__file__).with_name("evaluate.c")
@@ -54,13 +57,16 @@ class _Layer(ctypes.Structure):
     ]
 
 
-class CpuKernel:
+class CpuKernel(Backend):
     """`Graph` → energies, their slopes and last-layer features, as the model and autograd give them.
 
     Edge functions come from splines (`splines_of`), which is the one approximation. The neighbours of 16 atoms are in memory at a time.
     Raises FlashACEError, with the reason, where the model is not on a CPU, or C cannot be compiled or gives something else than the plain
     path.
     """
+
+    bounds_memory = True
+    device = torch.device("cpu")
 
     def __init__(self, model: AttentionACE) -> None:
         if model.embedding.device.type != "cpu":
@@ -75,7 +81,8 @@ class CpuKernel:
         alone, _, self._features_alone = self._run(*edges, elements, 1, True)
         self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
         self._model.per_energy = 1 / model.energy_bound
-        check_kernel(model, self.predict)
+        self._other_terms = [cast(Term, term) for term in model.terms if not isinstance(term, Repulsion)]
+        check_kernel(model, self.evaluate)
 
     def as_c(self, data: str) -> tuple[str, bytes]:
         """The weights for a file of their own: the value of a `Model` of evaluate.c as C, and the bytes that `data` is the C name of."""
@@ -112,8 +119,16 @@ class CpuKernel:
         """Energies [C] eV, slopes [E, 3] eV/Å and, where asked for, features [C, D]."""
         return self._slopes(graph, features)[0]
 
-    def predict(self, graph: Graph, features: bool = False) -> Prediction:
-        """What `derivatives.assemble` makes of them, faster."""
+    def evaluate(self, graph: Graph, features: bool = False) -> Prediction:
+        found = self._network_and_repulsion(graph, features)
+        if not self._other_terms:
+            return found
+        element = self._element_index[graph.numbers]
+        others = predict(lambda graph: torch.stack([term(graph, element) for term in self._other_terms]).sum(0), graph, torch.float64)
+        return added(found, others)
+
+    def _network_and_repulsion(self, graph: Graph, features: bool) -> Prediction:
+        """What `derivatives.assemble` makes of the slopes, faster."""
         (energies, g, found), (first, neighbour, edge_vec, _) = self._slopes(graph, features)
         shapes = (graph.num_structures,), (len(graph.numbers), 3), (graph.num_structures, 3, 3), (graph.num_centres, 3, 3)
         energy, forces, stress, stresses = sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from triton.errors import TritonError
 
+from flashace.backends.backend import Backend
 from flashace.backends.splines import splines_of
 from flashace.backends.trial import check_kernel
 from flashace.backends.triton.programs import attend, attend_back, contract
@@ -28,14 +29,15 @@ from flashace.nn.bounds import bounded
 from flashace.nn.layer import Layer
 from flashace.nn.product import Contraction
 from flashace.nn.readout import Readout
-from flashace.potential.derivatives import predict
+from flashace.potential.derivatives import Prediction, predict
 from flashace.potential.model import AttentionACE
 from flashace.structure.graph import Graph
+from flashace.surroundings import exact_products
 
 TILE = 64  # numbers that one warp holds side by side, neighbours (or atoms) × channels: 128 do not fit into the registers of an H100
 
 
-class CudaKernel:
+class CudaKernel(Backend):
     """The `Interaction` of a model, to be handed to it: `model(graph, kernel)`. Energies then carry slopes along the edge vectors.
 
     Edge functions come from splines (`splines_of`), which is the one approximation. Once differentiable, and not along the weights:
@@ -48,6 +50,7 @@ class CudaKernel:
         device = model.embedding.device
         if device.type != "cuda" and not triton.knobs.runtime.interpret:
             raise FlashACEError(f"kernel: expected a model on a CUDA device, got one on {device}; use the plain path there")
+        self.device = device
         self.model = cast(AttentionACE, proxy(model))  # the cache of `kernel_of` lets go of models
         layers = [cast(Layer, layer) for layer in model.layers]
         self._attentions = [FusedAttention(model, layer, table) for layer, table in zip(layers, splines_of(model).tables, strict=True)]
@@ -71,10 +74,15 @@ class CudaKernel:
             states.append(s)
         return energy, states
 
+    def evaluate(self, graph: Graph, features: bool = False) -> Prediction:
+        model = partial(self.model.with_features if features else self.model, interaction=self)
+        with exact_products():
+            return predict(model, graph, self.model.dtype)
+
     def _try(self, model: AttentionACE) -> None:
         """Everything is compiled here, at a few atoms, and compared with the plain path."""
         try:
-            check_kernel(model, lambda graph: predict(partial(model, interaction=self), graph, model.dtype))
+            check_kernel(model, self.evaluate)
         except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
             raise FlashACEError(
                 f"kernel: Triton {triton.__version__} could not compile for {model.embedding.device}: {str(error).strip()[-500:]}; "

@@ -37,6 +37,8 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
             f"{output}: expected the name of a new file or of an earlier export, which this would overwrite, got something else; "
             "name another file, or delete this one"
         )
+    if others := sorted({type(term).__name__ for term in model.terms} - {"Repulsion"}):
+        raise FlashACEError(f"export: expected a model that C knows whole, got one with {', '.join(others)}; C has no code for it")
     kernel = CpuKernel(model)
     command = compile_command(model, march)
     needs = _needs(command[0], march)
@@ -66,7 +68,7 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
         compile_library([*command, "-Wl,-Bsymbolic", f"-I{scratch}", f"-I{SOURCE.parent}", str(MODEL_C), "-lm"], fresh)
         lacking = sorted(set(needs) - _features_here()) if needs else []
         if not lacking:
-            check_kernel(model, kernel.from_file(fresh, WEIGHTS).predict)
+            check_kernel(model, kernel.from_file(fresh, WEIGHTS).evaluate)
     return lacking
 
 
