@@ -39,7 +39,7 @@ VOLUMELESS = ["molecule", "wire", "slab without cell height", "atom"]
 
 @pytest.fixture
 def calculator(model_file):
-    return FlashACE(model_file, device="cpu", dtype="float64")
+    return FlashACE(model_file, device="cpu", dtype="float64", kernel="plain")
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_what_changes_is_computed_again(counted, model_file, structure, change):
     CHANGES[change](atoms)
     after = atoms.get_potential_energy()
     fresh = atoms.copy()
-    fresh.calc = FlashACE(model_file, device="cpu", dtype="float64")
+    fresh.calc = FlashACE(model_file, device="cpu", dtype="float64", kernel="plain")
     assert len(calls) == 2
     assert abs(after - before) > 1e-6
     assert after == pytest.approx(fresh.get_potential_energy(), abs=SAME)
@@ -321,7 +321,7 @@ def test_numbers_outside_the_table_of_elements_are_named(calculator, number):
 
 
 def test_calculators_of_one_file_share_their_weights(model_file, make_model, tmp_path):
-    one, other = FlashACE(model_file, dtype="float64"), FlashACE(str(model_file), dtype="float64")
+    one, other = FlashACE(model_file, dtype="float64", kernel="plain"), FlashACE(str(model_file), dtype="float64", kernel="plain")
     assert one.model is other.model
     assert FlashACE(model_file, dtype="float32").model is not one.model
     path = tmp_path / "m.pt"
@@ -440,7 +440,7 @@ def test_one_calculator_serves_several_structures(calculator, structure):
 def test_two_models_do_not_mix(calculator, make_model, structure, tmp_path):
     save_model(tmp_path / "other.pt", make_model(seed=7), {})
     one, other = structure("crystal"), structure("crystal")
-    one.calc, other.calc = calculator, FlashACE(tmp_path / "other.pt", dtype="float64")
+    one.calc, other.calc = calculator, FlashACE(tmp_path / "other.pt", dtype="float64", kernel="plain")
     first = one.get_potential_energy(), other.get_potential_energy()
     one.rattle(0.01, seed=3), other.rattle(0.01, seed=3)
     one.get_forces(), other.get_forces()
@@ -458,7 +458,7 @@ def test_a_band_in_threads_is_the_band_in_series(model_file, structure):
         band = NEB([ends[0], *(ends[0].copy() for _ in range(4)), ends[1]], parallel=parallel)
         band.interpolate()
         for image in band.images:
-            image.calc = FlashACE(model_file, dtype="float64")
+            image.calc = FlashACE(model_file, dtype="float64", kernel="plain")
         for _ in range(3):
             forces[parallel] = band.get_forces()
             band.set_positions(band.get_positions() + 0.01 * forces[parallel])
@@ -514,7 +514,7 @@ def test_sums_and_mixtures_with_other_calculators(calculator, structure, name):
 def test_parts_of_a_structure_are_evaluated_one_by_one(counted, model_file, each_structure):
     calculator, calls = counted
     whole, parts = each_structure, each_structure.copy()
-    whole.calc, parts.calc = FlashACE(model_file, device="cpu", dtype="float64"), calculator
+    whole.calc, parts.calc = FlashACE(model_file, device="cpu", dtype="float64", kernel="plain"), calculator
     calculator.budget.max_edges = 1
     assert parts.get_potential_energy() == pytest.approx(whole.get_potential_energy(), rel=1e-12)
     assert len(calls) == len(parts)
@@ -610,7 +610,7 @@ def test_atoms_almost_on_top_of_each_other_have_an_enormous_energy(trained, dist
 
 
 def test_a_cell_with_thousands_of_images_is_evaluated(model_file):
-    atoms = Atoms("Si", cell=[0.6] * 3, pbc=True, calculator=FlashACE(model_file, dtype="float64"))
+    atoms = Atoms("Si", cell=[0.6] * 3, pbc=True, calculator=FlashACE(model_file, dtype="float64", kernel="plain"))
     assert np.isfinite(atoms.get_potential_energy())
     assert np.abs(atoms.get_forces()).max() < 1e-9 * abs(atoms.get_potential_energy())
 
@@ -622,7 +622,7 @@ def test_a_cell_with_thousands_of_images_is_evaluated(model_file):
 def trained(make_model, tmp_path):
     """A calculator of a file that tells what its training data had: no two carbon atoms within the cutoff."""
     save_model(tmp_path / "m.pt", make_model(shortest_distances={"C-Si": 1.7, "Si-Si": 2.1}), {})
-    return FlashACE(tmp_path / "m.pt", dtype="float64")
+    return FlashACE(tmp_path / "m.pt", dtype="float64", kernel="plain")
 
 
 def test_a_distance_that_training_did_not_have_is_told_once(trained):

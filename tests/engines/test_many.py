@@ -25,7 +25,7 @@ MIXED = ["crystal", "molecule", "atom", "slab without cell height", "sheared", "
 
 @pytest.fixture
 def calculator(model_file):
-    return FlashACE(model_file, "cpu", "float64")
+    return FlashACE(model_file, "cpu", "float64", kernel="plain")
 
 
 @pytest.fixture

@@ -325,7 +325,7 @@ def test_zbl_begins_below_the_data_or_the_covalent_radii(make_model, shortest, a
     """Within the range of the data there is no ZBL to be unlearned."""
     repulsion = make_model(zbl=True, shortest_distances=shortest).repulsion
     vec = torch.tensor([[end, 0, 0], [0.98 * end, 0, 0]], dtype=torch.float64)
-    beyond, within = repulsion(vec, *(torch.full((2,), ["C", "Si"].index(x)) for x in (a, b)))
+    beyond, within = repulsion.of_edges(vec, *(torch.full((2,), ["C", "Si"].index(x)) for x in (a, b)))
     assert beyond == 0 < within
 
 

@@ -295,7 +295,7 @@ def test_statistics_that_the_header_does_not_tell_of_are_refused(sure, tmp_path,
 
 @pytest.fixture
 def calculator(sure_file):
-    return FlashACE(sure_file, device="cpu", dtype="float64")
+    return FlashACE(sure_file, device="cpu", dtype="float64", kernel="plain")
 
 
 def test_structures_of_a_batch_keep_their_own(calculator):
@@ -318,7 +318,7 @@ def test_the_calculator_tells_it_and_keeps_results_clean(calculator, model_file,
     assert found.energy == pytest.approx(energy.item(), rel=SAME)
     np.testing.assert_allclose(found.energies, energies, rtol=SAME)
     forces = atoms.get_forces()
-    plain = FlashACE(model_file, device="cpu", dtype="float64")
+    plain = FlashACE(model_file, device="cpu", dtype="float64", kernel="plain")
     plain.calculate(atoms)
     assert calculator.results.keys() == plain.results.keys()
     np.testing.assert_allclose(forces, plain.results["forces"], atol=1e-12)

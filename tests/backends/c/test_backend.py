@@ -15,7 +15,7 @@ from ase.build import bulk
 from ase.calculators.calculator import CalculationFailed
 
 from flashace import FlashACE, FlashACEError, batched
-from flashace.backends import compiler, splines
+from flashace.backends import choice, compiler, splines
 from flashace.backends.c import backend as cpu
 from flashace.backends.c.backend import CpuKernel
 from flashace.backends.splines import splines_of
@@ -219,6 +219,7 @@ def test_what_is_not_finite_is_named(model_file, gap):
 def test_without_a_compiler_it_says_so_and_goes_on(model_file, structure, monkeypatch):
     monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     monkeypatch.setattr(cpu, "_kernels", {})
+    monkeypatch.setattr(choice, "_refused", set())
     atoms = structure("crystal")
     atoms.calc = FlashACE(model_file, device="cpu")
     with pytest.warns(UserWarning, match="kernel: expected a C compiler .*, found none; .*The plain path is taken"):
@@ -268,6 +269,7 @@ def test_what_is_compiled_wrongly_is_not_used(model_file, structure, right, wron
     monkeypatch.setattr(cpu, "SOURCE", tmp_path / "evaluate.c")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cpu, "_kernels", {})
+    monkeypatch.setattr(choice, "_refused", set())
     atoms = structure("crystal")
     with pytest.raises(FlashACEError, match=r"kernel: expected the (energies|forces) of the plain path on cpu, got some that differ by"):
         FlashACE(model_file, device="cpu", kernel="compiled").get_property("energy", atoms)

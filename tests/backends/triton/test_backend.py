@@ -17,6 +17,7 @@ from flashace import FlashACE, FlashACEError
 from flashace.structure.neighbors import build_graph
 
 pytest.importorskip("triton")
+from flashace.backends import choice
 from flashace.backends.splines import splines_of
 from flashace.backends.triton import backend as cuda
 from flashace.backends.triton.backend import CudaKernel, Edges, FusedAttention
@@ -199,6 +200,7 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(CudaKernel, "__call__", lambda self, *inputs: used.append(1) or call(self, *inputs))
     monkeypatch.setattr(cuda, "_kernels", {})
     monkeypatch.setattr(choice, "_compiled", cuda.kernel_of)
+    monkeypatch.setattr(choice, "_refused", set())
     return used
 
 
