@@ -69,6 +69,12 @@ class ModelConfig:
         return self
 
 
+RADIAL_BASES: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "bessel": lambda c: BesselBasis(c.r_max, c.num_radial, c.radial_trainable),
+    "gaussian": lambda c: GaussianBasis(c.r_max, c.num_radial, c.radial_trainable, c.gaussian_width),
+}
+
+
 class AttentionACE(nn.Module):
     """Attention on the Atomic Cluster Expansion: strictly local, one energy per atom.
 
@@ -116,11 +122,7 @@ class AttentionACE(nn.Module):
         self.register_buffer("shortest", _pair_table(shortest_distances, self.symbols, never), persistent=False)
 
         c = config
-        radial: dict[str, nn.Module] = {
-            "bessel": BesselBasis(c.r_max, c.num_radial, c.radial_trainable),
-            "gaussian": GaussianBasis(c.r_max, c.num_radial, c.radial_trainable, c.gaussian_width),
-        }
-        self.radial_basis = radial[c.radial_basis_type]
+        self.radial_basis = RADIAL_BASES[c.radial_basis_type](c)
         self.harmonics = SphericalHarmonics(c.l_max)
         self.embedding = nn.Parameter(torch.randn(len(numbers), c.hidden_dim))
         self.layers = nn.ModuleList([_layer(c, len(numbers), self.avg_num_neighbors, has_tensors=p > 0) for p in range(c.num_layers)])
