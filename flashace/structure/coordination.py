@@ -12,7 +12,7 @@ SPARE_SHARE = 0.05  # the same as a part of the number at the end of the range, 
 def count_neighbours(
     centre: np.ndarray, species: np.ndarray, squares: np.ndarray, num_atoms: int, num_species: int, r_max: float, exponent: int
 ) -> np.ndarray:
-    """[N, S]: n = Σ_j f(r_ij) over the neighbours of each species, f being the envelope of `nn/radial.py` with this exponent.
+    """[N, S]: n = Σ_j f(r_ij) over the neighbours of each species, f being the envelope of `nn/radial/` with this exponent.
 
     Of E edges: the centre of each, the species of its neighbour, and the square of its length in Å²; no edge is longer than `r_max`.
     """
