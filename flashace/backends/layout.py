@@ -174,7 +174,7 @@ def _declaration(row: Row) -> str:
 
 def structures(num_layers: int) -> tuple[type[ctypes.Structure], type[ctypes.Structure]]:
     """`Layer` and `Model` of C."""
-    layer = type("Layer", (ctypes.Structure,), {"_fields_": [_field(row) for row in LAYER]})
+    layer: Any = type("Layer", (ctypes.Structure,), {"_fields_": [_field(row) for row in LAYER]})
     return layer, type("Model", (ctypes.Structure,), {"_fields_": [("layers", layer * num_layers), *map(_field, MODEL)]})
 
 

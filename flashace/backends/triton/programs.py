@@ -1,6 +1,6 @@
 """The programs of `backend.py`, in Triton. Pointers in, pointers out; one program is one atom (attention) or a few (products).
 
-A tile is [ROWS, LANES]: neighbours × channels, or atoms × channels. A row of the table has W columns, `COLUMNS` of layout.py with H = K, which
+A tile is [ROWS, LANES]: neighbours × channels, or atoms × channels. A row of the table has W columns, those of layout.py with H = K, which
 begin at AT_...; coefficients and steps (`tabulate`) stand W apart. Triton knows no `(*a, b)`: tuples are added.
 """
 
