@@ -7,14 +7,17 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
+from types import MappingProxyType
 
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 
 COMPILERS = {"C": ("CC", "cc", "gcc", "clang"), "C++": ("CXX", "c++", "g++", "clang++")}  # a variable of the environment, then names
+
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def find_compiler(language: str) -> str:
@@ -27,20 +30,24 @@ def find_compiler(language: str) -> str:
     return found
 
 
-def cached_library(command: Sequence[str], sources: Sequence[Path], name: str, made_of: Sequence[str] = ()) -> Path:
+def cached_library(
+    command: Sequence[str], sources: Sequence[Path], name: str, made_of: Sequence[str] = (), headers: Mapping[str, str] = NONE
+) -> Path:
     """The library that the command makes of the first source, compiled unless it is there already.
 
-    `name` has a place for a key of all that went into it: the command, the texts of the sources, the compiler's version and `made_of`.
+    `name` has a place for a key of all that went into it: the command, the texts of the sources and of the headers, the compiler's version
+    and `made_of`.
     Raises FlashACEError where there is nothing to compile with, or nowhere to keep it.
     """
     try:
-        parts = [*command, *(source.read_text() for source in sources), *made_of, _version(command[0])]
+        texts = [*(source.read_text() for source in sources), *headers.values()]
+        parts = [*command, *texts, *made_of, _version(command[0])]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
         library = _cache() / name.format(key)
         if not library.is_file():
             library.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(library) as fresh:  # others may be looking for the same file
-                compile_library([*command, str(sources[0]), "-lm"], fresh)
+                compile_library([*command, str(sources[0]), "-lm"], fresh, headers)
         return library
     except OSError as error:
         raise FlashACEError(
@@ -49,17 +56,20 @@ def cached_library(command: Sequence[str], sources: Sequence[Path], name: str, m
         ) from error
 
 
-def compile_library(command: Sequence[str], library: Path) -> None:
-    """Nothing is left of a compilation that ends early, within `whole_file` by a signal too.
+def compile_library(command: Sequence[str], library: Path, headers: Mapping[str, str] = NONE) -> None:
+    """`headers` are made for this library alone: name → text.
 
+    Nothing is left of a compilation that ends early, within `whole_file` by a signal too.
     Raises FlashACEError with what the compiler says.
     """
     with tempfile.TemporaryDirectory() as scratch:  # where it exists no more, an orphan of the compiler has nowhere to write to
         made = Path(scratch) / "made.so"
-        environment = {**os.environ, "TMPDIR": scratch}
+        for name, text in headers.items():
+            (Path(scratch) / name).write_text(text)
+        whole, environment = [*command, f"-I{scratch}", "-o", str(made)], {**os.environ, "TMPDIR": scratch}
         heard = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until there is somebody to end
         try:
-            program = Popen([*command, "-o", str(made)], stdout=DEVNULL, stderr=PIPE, text=True, env=environment, start_new_session=True)
+            program = Popen(whole, stdout=DEVNULL, stderr=PIPE, text=True, env=environment, start_new_session=True)
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, heard)
                 said = program.communicate()[1]

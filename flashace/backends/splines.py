@@ -12,6 +12,7 @@ from flashace.potential.model import TRUSTED, AttentionACE
 
 INTERVALS = 128, 256, 512, 1024  # one after the other; twice as many have errors that are 64 times smaller
 LARGEST_ERROR = 1e-7  # of the largest value of a layer's edge functions
+DEGREE = 5  # so many coefficients more than intervals (`tabulate`)
 MOST_MEMORY = 1e9  # bytes; some 28 elements with the default sizes
 
 
@@ -34,7 +35,7 @@ def splines_of(model: AttentionACE) -> Splines:
     looks = 0.95 * TRUSTED * model.shortest * c.zbl
     least = torch.where(looks > 0, looks, 0.1 * c.r_max)
     for intervals in INTERVALS:
-        size = pairs * (intervals + 5) * 2 * width * c.num_layers * model.embedding.element_size()
+        size = pairs * (intervals + DEGREE) * 2 * width * c.num_layers * model.embedding.element_size()
         if size > MOST_MEMORY:
             raise FlashACEError(
                 f"kernel: the splines of {pairs} pairs of elements with {intervals} intervals would take {size / 1e9:.1f} GB, more than "

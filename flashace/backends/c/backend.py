@@ -5,7 +5,6 @@ import ctypes
 import os
 import platform
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -17,20 +16,18 @@ from torch import Tensor
 
 from flashace.backends.backend import Backend
 from flashace.backends.compiler import cached_library, find_compiler, processor
+from flashace.backends.layout import c_header, pack
 from flashace.backends.splines import splines_of
 from flashace.backends.trial import check_kernel
 from flashace.errors import FlashACEError
-from flashace.nn.layer import Layer
-from flashace.nn.linear import Linear, TensorLinear
-from flashace.nn.product import Contraction
-from flashace.nn.readout import Readout
 from flashace.potential.derivatives import Prediction, Slopes, added, predict
-from flashace.potential.model import TRUSTED, AttentionACE
+from flashace.potential.model import AttentionACE
 from flashace.potential.repulsion import Repulsion
 from flashace.potential.term import Term
 from flashace.structure.graph import Graph
 
 SOURCE = Path(__file__).with_name("evaluate.c")
+LAYOUT = "layout.h"  # what evaluate.c includes beside the headers in its folder
 # as -ffast-math, but numbers that are not finite stay what they are
 FLAGS = (
     *("-std=gnu11", "-O3", "-fPIC", "-shared"),
@@ -40,21 +37,6 @@ ATOMS_PER_THREAD = 64  # fewer are not worth a thread
 ALIGNMENT = 64  # bytes
 
 _POINTER = ctypes.c_void_p
-_LIMITS = "per_basis", "per_product", "per_feed_forward"  # in the order of `Limits`
-
-
-class _Layer(ctypes.Structure):
-    """`Layer` of evaluate.c."""
-
-    _fields_ = [
-        (name, _POINTER)
-        for name in (
-            *("table", "query", "query_bias", "look"),
-            *("mix_basis", "mix_scalars", "mix_scalars_bias", "mix_tensors", "path_weights"),
-            *("scalars_out", "values_out", "tensors_out", "gate_and_value", "gate_and_value_bias", "out", "scale_scalars", "scale_tensors"),
-            *("readout_linear", "readout_hidden", "readout_hidden_bias", "readout_out"),
-        )
-    ]
 
 
 class CpuKernel(Backend):
@@ -75,12 +57,13 @@ class CpuKernel(Backend):
         self._dtype, self._element_index, self._num_features = model.dtype, model.element_index, model.num_features
         self._lent = threading.local()
         self._held: list[Tensor] = []  # C knows their addresses alone
-        self._model = self._packed(model)
+        self._model: Any = pack(model, splines_of(model), self._hold)
+        e0, scale, per_energy = self._model.e0, self._model.scale, self._model.per_energy
+        self._model.e0, self._model.scale, self._model.per_energy = self._model.alone, 1.0, 0.0  # what the network gives, bare
         elements = torch.arange(len(model.e0))
         edges = torch.zeros(len(elements) + 1, dtype=torch.int64), elements[:0], torch.zeros(0, 3, dtype=torch.float64)
         alone, _, self._features_alone = self._run(*edges, elements, 1, True)
-        self._model.alone, self._model.e0, self._model.scale = self._hold(alone), self._hold(model.atomic_energies), model.scale
-        self._model.per_energy = 1 / model.energy_bound
+        self._model.alone, self._model.e0, self._model.scale, self._model.per_energy = self._hold(alone), e0, scale, per_energy
         self._other_terms = [cast(Term, term) for term in model.terms if not isinstance(term, Repulsion)]
         check_kernel(model, self.evaluate)
 
@@ -174,38 +157,6 @@ class CpuKernel(Backend):
         self._held.append(tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format))
         return self._held[-1].data_ptr()
 
-    def _packed(self, model: AttentionACE) -> ctypes.Structure:
-        """The weights in the order in which C goes through them."""
-        c, dtype = model.config, model.dtype
-        packed = _model_struct(c.num_layers, c.correlation)()
-
-        def hold(tensor: Tensor, dtype: torch.dtype = dtype) -> int:
-            return self._hold(tensor, dtype)
-
-        tables = splines_of(model).tables
-        for layer, readout, target, table in zip(model.layers, model.readouts, packed.layers, tables, strict=True):
-            for name, tensor in _layer_weights(cast(Layer, layer), cast(Readout, readout), c.heads, table).items():
-                setattr(target, name, None if tensor is None else hold(tensor))
-        packed.layers[0].query = hold(_queries(model))
-        packed.embedding, packed.knots, packed.r_max = hold(model.embedding), tables[0].shape[1] - 5, c.r_max
-        none = torch.zeros(len(model.e0))  # as long as it is not known what the network gives for an atom alone
-        packed.elements, packed.e0, packed.alone, packed.scale = len(none), hold(none, torch.float64), hold(none, torch.float64), 1.0
-        first = cast(Layer, model.layers[0])
-        packed.plain_scale, packed.own_weight = first.attention.plain_scale, first.attention.own_weight
-        for name, limit in zip(_LIMITS, first.limits, strict=True):
-            setattr(packed, name, limit**-2)
-        terms, coupling, ends = _terms([cast(Contraction, order) for order in first.product.contractions])
-        packed.start[:] = [0, *ends]
-        packed.term, packed.coupling = hold(terms, torch.int32), hold(coupling)
-        monomials, coefficients = model.harmonics.polynomials()
-        packed.monomials, packed.harmonics = hold(monomials, torch.int32), hold(coefficients, torch.float64)
-        if c.zbl:
-            packed.shortest = hold(model.shortest, torch.float64)
-        if model.repulsion is not None:
-            for name in ("strength", "length", "end"):
-                setattr(packed, f"zbl_{name}", hold(getattr(model.repulsion, name), torch.float64))
-        return packed
-
 
 @cache
 def _pool() -> ThreadPoolExecutor:
@@ -226,112 +177,23 @@ def kernel_of(model: AttentionACE) -> CpuKernel:
     return _kernels[model]
 
 
-def _model_struct(num_layers: int, correlation: int) -> type[ctypes.Structure]:
-    """`Model` of evaluate.c."""
-    names = "term coupling monomials harmonics shortest zbl_strength zbl_length zbl_end"
-    fields: Sequence[tuple[str, Any]] = [
-        ("layers", _Layer * num_layers),
-        ("embedding", _POINTER),
-        ("elements", ctypes.c_int64),
-        ("e0", _POINTER),
-        ("alone", _POINTER),
-        ("scale", ctypes.c_double),
-        ("knots", ctypes.c_int64),
-        ("r_max", ctypes.c_double),
-        *((name, ctypes.c_double) for name in ("plain_scale", "own_weight", *_LIMITS, "per_energy")),
-        ("start", ctypes.c_int64 * correlation),
-        *((name, _POINTER) for name in names.split()),
-    ]
-    return type("_Model", (ctypes.Structure,), {"_fields_": fields})
-
-
-def _layer_weights(layer: Layer, readout: Readout, heads: int, table: Tensor) -> dict[str, Tensor | None]:
-    attention, feed_forward = layer.attention, layer.feed_forward
-    look = None if layer.mix_tensors is None or attention.direction_query is None else _stack(attention.direction_query)
-    path_weights: list[Tensor] = [cast(Contraction, order).weight for order in layer.product.contractions]
-    # values go through the vector lanes head by head: [V, H] instead of [H, V]
-    values_out = _matrix(layer.values_out).unflatten(0, (heads, -1)).transpose(0, 1).flatten(0, 1)
-    return {
-        "table": table,
-        "query": attention.query.weight.permute(1, 2, 0).flatten(1),
-        "query_bias": cast(Tensor, attention.query.bias).unflatten(0, (heads, -1)).T,
-        "look": look,
-        "mix_basis": _stack(layer.mix_basis),
-        "mix_scalars": _matrix(layer.mix_scalars),
-        "mix_scalars_bias": layer.mix_scalars.bias,
-        "mix_tensors": None if layer.mix_tensors is None else _stack(layer.mix_tensors),
-        "path_weights": torch.cat(path_weights) if path_weights else None,
-        "scalars_out": _matrix(layer.scalars_out),
-        "values_out": values_out,
-        "tensors_out": _stack(layer.tensors_out),
-        "gate_and_value": _matrix(feed_forward.gate_and_value),
-        "gate_and_value_bias": feed_forward.gate_and_value.bias,
-        "out": _matrix(feed_forward.out),
-        "scale_scalars": layer.scale_scalars,
-        "scale_tensors": layer.scale_tensors,
-        "readout_linear": readout.linear.weight,
-        "readout_hidden": _matrix(readout.hidden),
-        "readout_hidden_bias": readout.hidden.bias,
-        "readout_out": readout.out.weight,
-    }
-
-
-def _queries(model: AttentionACE) -> Tensor:
-    """[elements, D, H] of the first layer, whose state is that of the element."""
-    attention = cast(Layer, model.layers[0]).attention
-    return attention.query(model.embedding).unflatten(-1, (model.config.heads, -1)).mT
-
-
-def _matrix(linear: Linear) -> Tensor:
-    return linear.weight.movedim(0, 1).flatten(1)
-
-
-def _stack(linear: TensorLinear) -> Tensor:
-    return torch.stack(list(linear.weights))
-
-
-def _terms(orders: Sequence[Contraction]) -> tuple[Tensor, Tensor, list[int]]:
-    """For each nonzero Clebsch-Gordan coefficient of all orders: path, component of a, component of b and component of the result [n, 4].
-
-    Also the coefficients [n], and where each order ends.
-    """
-    terms, couplings, ends, paths = [torch.zeros(0, 4)], [torch.zeros(0)], [], 0
-    for order in orders:
-        row, product = order.coupling.nonzero(as_tuple=True)
-        size, target = order.collect.shape[0], order.collect.argmax(0)
-        terms.append(torch.stack([paths + order.path_of_row[row], product // size, product % size, target[row]], dim=1))
-        couplings.append(order.coupling[row, product])
-        ends.append(sum(map(len, couplings)))
-        paths += len(order.weight)
-    return torch.cat(terms), torch.cat(couplings), ends
-
-
-def compile_command(model: AttentionACE, march: str = "native") -> list[str]:
-    """What compiles evaluate.c for the sizes of this model, but for source and output. Raises FlashACEError without a compiler."""
-    c = model.config
-    sizes = {
-        "REAL": "float" if model.dtype == torch.float32 else "double",
-        "F": c.hidden_dim,
-        "K": c.num_channels,
-        "H": c.heads,
-        "D": c.key_dim,
-        "LM": c.l_max,
-        "NU": c.correlation,
-        "P": c.num_layers,
-        "RW": cast(Readout, model.readouts[0]).hidden.weight.shape[-1],
-        "TRUSTED": TRUSTED,
-        "ENVELOPE": c.envelope_exponent,
-    }
-    command = [find_compiler("C"), *FLAGS, f"-march={march}", *(f"-D{name}={value}" for name, value in sizes.items())]
+def compile_command(march: str = "native") -> list[str]:
+    """What compiles evaluate.c, but for source, layout.h and output. Raises FlashACEError without a compiler."""
+    command = [find_compiler("C"), *FLAGS, f"-march={march}"]
     if platform.machine() in ("x86_64", "AMD64"):
         command.append("-mprefer-vector-width=512")
     return command
 
 
+def sources() -> list[Path]:
+    """evaluate.c and the headers that it includes."""
+    return [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
+
+
 def _library(model: AttentionACE) -> ctypes.CDLL:
     """evaluate.c for the sizes of this model, compiled on this machine once and kept in the user's cache."""
     try:
-        library = cached_library(compile_command(model), [SOURCE], "evaluate-{}.so", [processor()])
+        library = cached_library(compile_command(), sources(), "evaluate-{}.so", [processor()], {LAYOUT: c_header(model)})
         return _open(library)
     except FlashACEError as error:
         raise FlashACEError(f"kernel: {error}, or use the plain path") from error

@@ -7,7 +7,7 @@ arXiv:2205.14135).
 """
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary, proxy
@@ -20,7 +20,8 @@ from torch.nn.functional import pad
 from triton.errors import TritonError
 
 from flashace.backends.backend import Backend
-from flashace.backends.splines import splines_of
+from flashace.backends.layout import couplings_of, sizes_of, split_columns, with_offsets
+from flashace.backends.splines import DEGREE, splines_of
 from flashace.backends.trial import check_kernel
 from flashace.backends.triton.programs import attend, attend_back, contract
 from flashace.errors import FlashACEError
@@ -123,25 +124,23 @@ class FusedAttention:
         self._heads, self._repeats = c.heads, c.num_channels // c.heads
         self._per_head = c.hidden_dim // c.heads
         self._values = -(-self._per_head // self._repeats)  # of a channel
-        self._table = self._per_channel(table, layer.edge_functions.sizes).to(model.embedding).contiguous()
+        self._table = self._per_channel(table, sizes_of(model)).to(model.embedding).contiguous()
         self._sizes = {
-            "K": c.num_channels,
-            "V": self._values,
-            "D": c.key_dim,
-            "LM": c.l_max,
-            "KNOTS": table.shape[1] - 5,
+            **program_sizes(c.num_channels, self._values, c.key_dim, c.l_max),
+            "COEFFICIENTS": table.shape[1],
+            "INTERVALS": table.shape[1] - DEGREE,
             "R_MAX": c.r_max,
             "PLAIN_SCALE": self._attention.plain_scale,
             **_tile(c.num_channels),
         }
 
-    def _per_channel(self, table: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The columns of `tabulate` for one head per channel: keys [D], direction keys [l_max, K], values [V, K], radial [l_max + 1, K]."""
-        keys, direction_keys, values, radial = table.split(list(sizes), dim=-1)
-        direction_keys = direction_keys.unflatten(-1, (-1, self._heads)).repeat_interleave(self._repeats, dim=-1).flatten(-2)
-        values = pad(values.unflatten(-1, (-1, self._heads)).mT, (0, self._missing))  # [..., heads, of a head]
-        values = values.unflatten(-1, (self._repeats, self._values)).flatten(-3, -2).mT.flatten(-2)
-        return torch.cat([keys, direction_keys, values, radial], dim=-1)
+    def _per_channel(self, table: Tensor, sizes: Mapping[str, int]) -> Tensor:
+        """The same table for one head per channel, with V values each: `COLUMNS` with the sizes of `program_sizes`."""
+        keys, direction_keys, values, radial = split_columns(table, sizes)
+        direction_keys = direction_keys.repeat_interleave(self._repeats, dim=-1)
+        values = pad(values.mT, (0, self._missing))  # [..., heads, of a head]
+        values = values.unflatten(-1, (self._repeats, self._values)).flatten(-3, -2).mT
+        return torch.cat([keys, *(part.flatten(-2) for part in (direction_keys, values, radial))], dim=-1)
 
     @property
     def _missing(self) -> int:
@@ -158,6 +157,12 @@ class FusedAttention:
         values, attended, plain = _Attend.apply(query.contiguous(), look, *edges[2:], edges, self._table, attention.own_weight, self._sizes)
         values = values.mT.flatten(1).unflatten(1, (self._heads, -1))[:, :, : self._per_head].flatten(1)
         return values, attended, plain
+
+
+def program_sizes(num_channels: int, values: int, key_dim: int, l_max: int) -> dict[str, int]:
+    """What the programs of the attention are compiled for: every channel has a head of its own, with so many values."""
+    sizes = with_offsets({"K": num_channels, "H": num_channels, "V": values, "D": key_dim, "LM": l_max})
+    return {name: size for name, size in sizes.items() if name != "H"}
 
 
 def _tile(num_channels: int) -> dict[str, int]:
@@ -233,17 +238,15 @@ def fused_product(layer: Layer) -> Callable[[Tensor], Tensor]:
 
 def terms_of(contraction: Contraction) -> tuple[Terms, Terms, Terms]:
     """Nonzero Clebsch-Gordan coefficients: for the components of the result, of a and of b."""
-    row, product = contraction.coupling.nonzero(as_tuple=True)
     size = contraction.collect.shape[0]
-    a, b, m = product // size, product % size, contraction.collect.argmax(0)[row]
-    path, coefficient = contraction.path_of_row[row], contraction.coupling[row, product]
+    path, i, j, m, coefficient = couplings_of(contraction)
 
     def into(target: Tensor, y: Tensor, z: Tensor) -> Terms:
         order = target.argsort(stable=True)
         first = torch.searchsorted(target[order], torch.arange(size + 1, device=target.device))
         return Terms(first.int(), torch.stack([y, z, path], dim=1)[order].int().contiguous(), coefficient[order].contiguous())
 
-    return into(m, a, b), into(a, b, m), into(b, a, m)
+    return into(m, i, j), into(i, j, m), into(j, i, m)
 
 
 class _Contract(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """The programs of `backend.py`, in Triton. Pointers in, pointers out; one program is one atom (attention) or a few (products).
 
-A tile is [ROWS, LANES]: neighbours × channels, or atoms × channels. A row of the table has W columns: keys [D], direction keys [LM, K],
-values [V, K], radial functions [LM + 1, K]; coefficients and steps (`tabulate`) stand W apart. Triton knows no `(*a, b)`: tuples are added.
+A tile is [ROWS, LANES]: neighbours × channels, or atoms × channels. A row of the table has W columns, those of layout.py with H = K, which
+begin at AT_...; coefficients and steps (`tabulate`) stand W apart. Triton knows no `(*a, b)`: tuples are added.
 """
 
 import triton
@@ -28,23 +28,28 @@ def attend(
     V: tl.constexpr,
     D: tl.constexpr,
     LM: tl.constexpr,
-    KNOTS: tl.constexpr,
+    DEGREES: tl.constexpr,
+    L: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    AT_KEYS: tl.constexpr,
+    AT_DIRECTION_KEYS: tl.constexpr,
+    AT_VALUES: tl.constexpr,
+    AT_RADIAL: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+    INTERVALS: tl.constexpr,
     R_MAX: tl.constexpr,
     PLAIN_SCALE: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Attended values, attended and plain basis of one atom, and the logarithm of the denominator of its weights."""
-    L: tl.constexpr = (LM + 1) * (LM + 1)
-    AT_VALUES: tl.constexpr = D + LM * K
-    AT_RADIAL: tl.constexpr = AT_VALUES + V * K
-    W: tl.constexpr = AT_RADIAL + (LM + 1) * K
     atom = tl.program_id(0).to(tl.int64)
     start, end = tl.load(first + atom), tl.load(first + atom + 1)
     rows, lanes = tl.arange(0, ROWS), tl.arange(0, LANES)
     zero = tl.zeros([ROWS, LANES], dtype=r.dtype.element_ty)
     query += atom * D * K
-    look += atom * (L - 1) * K
+    look += atom * T * K
     # each row of the tile has a largest score and sums of its own until the end; the atom itself, of score 0, belongs to the first row
     most = zero
     total = zero + tl.where(rows[:, None] == 0, OWN_WEIGHT, 0.0)
@@ -59,9 +64,9 @@ def attend(
         edge = block + rows
         here = edge < end
         f = tl.load(envelope + edge, mask=here, other=0.0)[:, None]
-        at, u = _find(r, pair, table, edge, here, KNOTS, R_MAX, W)
+        at, u = _find(r, pair, table, edge, here, COEFFICIENTS, INTERVALS, R_MAX, W)
         tile_at, tile_u, tile_here = at[:, None] + lanes[None, :], u[:, None], here[:, None] & (lanes < K)[None, :]
-        score = _scores(query, look, Y, edge, at, u, here, tile_at, tile_here, zero, LOOKS, K, D, LM, W)[0]
+        score = _scores(query, look, Y, edge, at + AT_KEYS, tile_at + AT_DIRECTION_KEYS, u, here, tile_here, zero, LOOKS, K, D, LM, L, W)[0]
         score = tl.where(f > 0, score + tl.log(tl.where(f > 0, f, 1.0)), float("-inf"))
         above = tl.maximum(most, score)
         shrink, weight = tl.exp(most - above), tl.exp(score - above)
@@ -74,7 +79,7 @@ def attend(
         sum_v = more_v
         more_a = ()
         more_p = ()
-        for l in tl.static_range(LM + 1):
+        for l in tl.static_range(DEGREES):
             R = _spline(tile_at + AT_RADIAL + l * K, tile_u, tile_here, W)[0]
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
                 y = tl.load(Y + edge * L + m, mask=here, other=0.0)[:, None]
@@ -121,24 +126,29 @@ def attend_back(
     V: tl.constexpr,
     D: tl.constexpr,
     LM: tl.constexpr,
-    KNOTS: tl.constexpr,
+    DEGREES: tl.constexpr,
+    L: tl.constexpr,
+    T: tl.constexpr,
+    W: tl.constexpr,
+    AT_KEYS: tl.constexpr,
+    AT_DIRECTION_KEYS: tl.constexpr,
+    AT_VALUES: tl.constexpr,
+    AT_RADIAL: tl.constexpr,
+    COEFFICIENTS: tl.constexpr,
+    INTERVALS: tl.constexpr,
     R_MAX: tl.constexpr,
     PLAIN_SCALE: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Slopes of what `attend` gives, along its inputs."""
-    L: tl.constexpr = (LM + 1) * (LM + 1)
-    AT_VALUES: tl.constexpr = D + LM * K
-    AT_RADIAL: tl.constexpr = AT_VALUES + V * K
-    W: tl.constexpr = AT_RADIAL + (LM + 1) * K
     atom = tl.program_id(0).to(tl.int64)
     start, end = tl.load(first + atom), tl.load(first + atom + 1)
     rows, lanes = tl.arange(0, ROWS), tl.arange(0, LANES)
     inside = lanes < K
     zero = tl.zeros([ROWS, LANES], dtype=r.dtype.element_ty)
     query += atom * D * K
-    look += atom * (L - 1) * K
+    look += atom * T * K
     g_values += atom * V * K + lanes
     g_attended += atom * L * K + lanes
     g_plain += atom * L * K + lanes
@@ -157,15 +167,17 @@ def attend_back(
             sum_q = sum_q + (zero,)
     sum_look = ()
     if LOOKS:
-        for _ in tl.static_range(L - 1):
+        for _ in tl.static_range(T):
             sum_look = sum_look + (zero,)
     for block in range(start, end, ROWS):
         edge = block + rows
         here = edge < end
         f = tl.load(envelope + edge, mask=here, other=0.0)[:, None]
-        at, u = _find(r, pair, table, edge, here, KNOTS, R_MAX, W)
+        at, u = _find(r, pair, table, edge, here, COEFFICIENTS, INTERVALS, R_MAX, W)
         tile_at, tile_u, tile_here = at[:, None] + lanes[None, :], u[:, None], here[:, None] & inside[None, :]
-        score, d_score, keys, direction_keys = _scores(query, look, Y, edge, at, u, here, tile_at, tile_here, zero, LOOKS, K, D, LM, W)
+        score, d_score, keys, direction_keys = _scores(
+            query, look, Y, edge, at + AT_KEYS, tile_at + AT_DIRECTION_KEYS, u, here, tile_here, zero, LOOKS, K, D, LM, L, W
+        )
         bare = tl.exp(tl.where(f > 0, score, 0.0) - denominator)  # weight / envelope
         weight = f * bare
         g_weight = zero
@@ -177,7 +189,7 @@ def attend_back(
             g_weight += g * value
             g_u += g * weight * d_value
         radial = ()
-        for l in tl.static_range(LM + 1):
+        for l in tl.static_range(DEGREES):
             R, dR = _spline(tile_at + AT_RADIAL + l * K, tile_u, tile_here, W)
             along_a = zero
             along_p = zero
@@ -195,14 +207,14 @@ def attend_back(
         g_score = weight * beyond
         g_u += g_score * d_score
         tl.store(g_envelope + edge, tl.sum(g_f, axis=1), mask=here)
-        tl.store(g_r + edge, tl.sum(g_u, axis=1) * (KNOTS / R_MAX), mask=here)
+        tl.store(g_r + edge, tl.sum(g_u, axis=1) * (INTERVALS / R_MAX), mask=here)
         if QUERIES:
             more_q = ()
             for d in tl.static_range(D):
                 more_q = more_q + (sum_q[d] + g_score * keys[d][:, None],)
             sum_q = more_q
         more_look = ()
-        for l in tl.static_range(LM + 1):
+        for l in tl.static_range(DEGREES):
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
                 g_a = tl.load(g_attended + m * K, mask=inside, other=0.0)[None, :]
                 g_p = tl.load(g_plain + m * K, mask=inside, other=0.0)[None, :]
@@ -219,16 +231,16 @@ def attend_back(
         for d in tl.static_range(D):
             tl.store(g_query + (atom * D + d) * K + lanes, tl.sum(sum_q[d], axis=0), mask=inside)
     if LOOKS:
-        for m in tl.static_range(L - 1):
-            tl.store(g_look + (atom * (L - 1) + m) * K + lanes, tl.sum(sum_look[m], axis=0), mask=inside)
+        for m in tl.static_range(T):
+            tl.store(g_look + (atom * T + m) * K + lanes, tl.sum(sum_look[m], axis=0), mask=inside)
 
 
 @triton.jit
-def _find(r, pair, table, edge, here, KNOTS: tl.constexpr, R_MAX: tl.constexpr, W: tl.constexpr):
+def _find(r, pair, table, edge, here, COEFFICIENTS: tl.constexpr, INTERVALS: tl.constexpr, R_MAX: tl.constexpr, W: tl.constexpr):
     """Where in the table the coefficients for each neighbour begin, and how far it is into its interval, from 0 to 1; [ROWS] each."""
-    x = tl.load(r + edge, mask=here, other=0.0) * (KNOTS / R_MAX)
-    knot = tl.maximum(tl.minimum(x, KNOTS - 1.0), 0.0).to(tl.int32)  # also where r is not a number
-    row = tl.load(pair + edge, mask=here, other=0).to(tl.int64) * (KNOTS + 5) + knot
+    x = tl.load(r + edge, mask=here, other=0.0) * (INTERVALS / R_MAX)
+    knot = tl.maximum(tl.minimum(x, INTERVALS - 1.0), 0.0).to(tl.int32)  # also where r is not a number
+    row = tl.load(pair + edge, mask=here, other=0).to(tl.int64) * COEFFICIENTS + knot
     return table + row * (2 * W), x - knot
 
 
@@ -261,27 +273,27 @@ def _scores(
     look,
     Y,
     edge,
-    at,
+    at_keys,
+    at_direction_keys,
     u,
     here,
-    tile_at,
     tile_here,
     zero,
     LOOKS: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
     LM: tl.constexpr,
+    L: tl.constexpr,
     W: tl.constexpr,
 ):
     """Scores and their slopes per interval, and the factors of query (D times [ROWS]) and of looks times Y (LM tiles) in them."""
-    L: tl.constexpr = (LM + 1) * (LM + 1)
     lanes = tl.arange(0, zero.shape[1])
     inside = lanes < K
     score = zero
     slope = zero
     keys = ()
     for d in tl.static_range(D):
-        key, d_key = _spline(at + d, u, here, W)
+        key, d_key = _spline(at_keys + d, u, here, W)
         q = tl.load(query + d * K + lanes, mask=inside, other=0.0)[None, :] * D**-0.5
         score += key[:, None] * q
         slope += d_key[:, None] * q
@@ -293,7 +305,7 @@ def _scores(
             for m in tl.static_range(l * l, (l + 1) * (l + 1)):
                 y = tl.load(Y + edge * L + m, mask=here, other=0.0)[:, None]
                 seen += y * tl.load(look + (m - 1) * K + lanes, mask=inside, other=0.0)[None, :]
-            key, d_key = _spline(tile_at + D + (l - 1) * K, u[:, None], tile_here, W)
+            key, d_key = _spline(at_direction_keys + (l - 1) * K, u[:, None], tile_here, W)
             score += key * seen * (2 * l + 1) ** -0.5
             slope += d_key * seen * (2 * l + 1) ** -0.5
             direction_keys = direction_keys + (key * (2 * l + 1) ** -0.5,)

@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from flashace.backends.c.backend import SOURCE, CpuKernel, compile_command
+from flashace.backends.c.backend import LAYOUT, SOURCE, CpuKernel, compile_command
 from flashace.backends.compiler import compile_library, processor
+from flashace.backends.layout import c_header
 from flashace.backends.trial import check_kernel
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
@@ -40,7 +41,7 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
     if others := sorted({type(term).__name__ for term in model.terms} - {"Repulsion"}):
         raise FlashACEError(f"export: expected a model that C knows whole, got one with {', '.join(others)}; C has no code for it")
     kernel = CpuKernel(model)
-    command = compile_command(model, march)
+    command = compile_command(march)
     needs = _needs(command[0], march)
     weights, data = kernel.as_c("flashace_data")
     with whole_file(output) as fresh, tempfile.TemporaryDirectory() as scratch:
@@ -63,9 +64,9 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
             "COORDINATION": _array(None if known is None else [end for ends in known.of_pairs.values() for end in ends]),
         }
         defined = {**{name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}, **numbers}
-        (Path(scratch) / "weights.h").write_text("".join(f"#define {name} {value}\n" for name, value in defined.items()))
+        headers = {LAYOUT: c_header(model), "weights.h": "".join(f"#define {name} {value}\n" for name, value in defined.items())}
         # -Bsymbolic: its own `evaluate`, whatever else has one
-        compile_library([*command, "-Wl,-Bsymbolic", f"-I{scratch}", f"-I{SOURCE.parent}", str(MODEL_C), "-lm"], fresh)
+        compile_library([*command, "-Wl,-Bsymbolic", f"-I{SOURCE.parent}", str(MODEL_C), "-lm"], fresh, headers)
         lacking = sorted(set(needs) - _features_here()) if needs else []
         if not lacking:
             check_kernel(model, kernel.from_file(fresh, WEIGHTS).evaluate)

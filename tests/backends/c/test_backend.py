@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import os
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -258,14 +259,19 @@ def test_what_is_no_compiler_is_named(model, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
-    [("rho[c] = 1 / root(1 + per * sum)", "rho[c] = 1 / root(1 + 2 * per * sum)"), ("gq[d * H + h] += key", "gq[d * H + h] -= key")],
+    ("file", "right", "wrong"),
+    [
+        ("product.h", "rho[c] = 1 / root(1 + per * sum)", "rho[c] = 1 / root(1 + 2 * per * sum)"),
+        ("attention.h", "g_query[d * H + h] += key", "g_query[d * H + h] -= key"),
+    ],
 )
-def test_what_is_compiled_wrongly_is_not_used(model_file, structure, right, wrong, monkeypatch, tmp_path):
+def test_what_is_compiled_wrongly_is_not_used(model_file, structure, file, right, wrong, monkeypatch, tmp_path):
     """As a compiler or a library may do it on some machine: energies, or slopes alone."""
-    source = cpu.SOURCE.read_text()
-    assert right in source
-    (tmp_path / "evaluate.c").write_text(source.replace(right, wrong))
+    for source in cpu.sources():
+        shutil.copy(source, tmp_path)
+    text = (tmp_path / file).read_text()
+    assert right in text
+    (tmp_path / file).write_text(text.replace(right, wrong))
     monkeypatch.setattr(cpu, "SOURCE", tmp_path / "evaluate.c")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cpu, "_kernels", {})

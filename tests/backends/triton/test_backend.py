@@ -276,9 +276,10 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from flashace.backends.triton import programs
+from flashace.backends.triton import backend, programs
 
-sizes = dict(K=3, V=2, D=2, LM=1, KNOTS=8, R_MAX=4.0, PLAIN_SCALE=0.3, LANES=4, ROWS=16)
+of_tiles = dict(COEFFICIENTS=13, INTERVALS=8, R_MAX=4.0, PLAIN_SCALE=0.3, LANES=4, ROWS=16)
+sizes = backend.program_sizes(num_channels=3, values=2, key_dim=2, l_max=1) | of_tiles
 integers = {"pair": "*i32", "first": "*i64", "factors": "*i32", "num_atoms": "i32"}
 for program, constants in [
     (programs.attend, dict(LOOKS=True, OWN_WEIGHT=4.0, **sizes)),
