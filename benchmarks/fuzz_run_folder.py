@@ -86,13 +86,13 @@ class Sample:
         self.run.mkdir()
         trainer = loop.Trainer(self.prepared, self.run, Console(quiet=True), 0.0)
         for _ in range(2):
-            for indices in trainer._batches():
-                trainer._train_on(indices.tolist(), trainer.progress())
-            trainer.epoch, trainer.position = trainer.epoch + 1, 0
-            trainer._validate()
-        trainer.save()
+            for indices in trainer.batches.of_epoch(trainer.course.epoch):
+                trainer.train_on(indices, trainer.progress())
+            trainer.course.epoch, trainer.course.position = trainer.course.epoch + 1, 0
+            trainer.validate()
+        trainer.session.save()
         write_config(self.run / "config.yaml", self.prepared.config)
-        (self.checkpoint,) = trainer.checkpoints.glob("step-*.pt")
+        (self.checkpoint,) = trainer.folder.checkpoints.glob("step-*.pt")
         self.shards = convert([self.data], place / "shards").folder
         self.truth = {"checkpoint": _digest(read_start(self.checkpoint).state), "shards": _shards_read(Shards(self.shards))}
 
@@ -158,11 +158,11 @@ class Sample:
         prepared = replace(self.prepared, config=replace(config, train=t), start=start)
         _check_start(start, prepared.config, elements_of(prepared.train))
         trainer = loop.Trainer(prepared, copies, Console(quiet=True), 0.0)
-        trainer.write_metrics()
-        for indices in trainer._batches()[trainer.position :][:1]:
-            trainer._train_on(indices.tolist(), trainer.progress())
-        trainer._validate()
-        trainer.save()
+        trainer.log.write()
+        for indices in trainer.batches.of_epoch(trainer.course.epoch)[trainer.course.position :][:1]:
+            trainer.train_on(indices, trainer.progress())
+        trainer.validate()
+        trainer.session.save()
 
     # --- what else stands in a run folder ---
 

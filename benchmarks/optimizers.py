@@ -22,8 +22,9 @@ from torch.optim import Optimizer
 from flashace.potential.model import AttentionACE
 from flashace.train import loop
 from flashace.train.config import TrainConfig, make_config
+from flashace.train.optim import update
 from flashace.train.optim.muon import Muon
-from flashace.train.optim.schedule import make_optimizers
+from flashace.train.optim.update import make_optimizers
 from flashace.train.prepare import prepare
 
 RATES = {"muon": (3e-3, 6e-3, 1e-2), "adamw": (1e-3, 3e-3, 6e-3), "soap": (1e-3, 3e-3, 6e-3)}
@@ -61,7 +62,7 @@ def run(name: str, rate: float, shared: dict[str, Any], folder: Path) -> Curve:
     """Fit with one optimizer, or read what the fit left."""
     spent = folder / "cpu.json"
     if not spent.is_file():
-        loop.make_optimizers = with_soap if name == "soap" else make_optimizers
+        update.make_optimizers = with_soap if name == "soap" else make_optimizers
         options = shared | {"learning_rate": rate, "optimizer": "adamw" if name == "adamw" else "muon"}
         begin = time.process_time()
         prepared = prepare(make_config(options), None, print)

@@ -21,7 +21,9 @@ from flashace.potential.model_file import save_model
 from flashace.structure.neighbors import build_graph
 from flashace.train.config import SIZES, TrainConfig
 from flashace.train.loss import collate, make_item
-from flashace.train.optim.schedule import loss_weights, make_average, make_optimizers
+from flashace.train.optim.average import make_average
+from flashace.train.optim.schedule import loss_weights
+from flashace.train.optim.update import make_optimizers
 from flashace.train.step import TrainStep
 
 

@@ -332,6 +332,44 @@ def flashace() -> Callable[..., Result]:
     return run
 
 
+@pytest.fixture
+def fit_options() -> dict[str, object]:
+    """What `fit` adds to the options of the tiny fit; a file of tests may have its own. AdamW can be repeated to the last digits."""
+    return {"optimizer": "adamw"}
+
+
+@pytest.fixture
+def fit(
+    flashace: Callable[..., Result],
+    write_yaml: Callable[..., Path],
+    data_file: Path,
+    fit_options: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Result]:
+    """fit(name, …arguments, …options): the result of a tiny fit into the folder `name` of tmp_path, where it runs; it draws no pictures.
+
+    It has to end well, unless `ok` is False.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flashace.evaluate.report.learning_curve", lambda *arguments: None)
+    monkeypatch.setattr("flashace.evaluate.report.parity", lambda *arguments: None)
+
+    def run(name: str, *arguments: object, ok: bool = True, **options: object) -> Result:
+        path = write_yaml(tmp_path / f"{name}.yaml", **{"data": [str(data_file)], **fit_options, **options})
+        result = flashace("fit", "-c", path, "-o", name, *arguments)
+        assert not ok or result.exit_code == 0, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation after every epoch."""
+    monkeypatch.setattr("flashace.train.loop.STEPS_APART", 1)
+
+
 @pytest.fixture(scope="session")
 def run_folder(
     tmp_path_factory: pytest.TempPathFactory,

@@ -74,6 +74,19 @@ class Ranks:
         """Replace tensors of one dtype and device by those of the first rank."""
         self._flat(lambda flat: dist.broadcast(flat, 0), tensors)
 
+    def first_does(self, work: Callable[[], object]) -> bool:
+        """The first rank works, the others wait. Where it fails, it raises what went wrong, the others get False, and all have left."""
+        done = False
+        try:
+            if self.first:
+                work()
+                done = True
+        finally:
+            done = self.from_first(done)
+            if not done:
+                self.leave()
+        return done
+
     def leave(self) -> None:
         """Wait for all ranks, and talk to none of them from then on."""
         if self.size > 1:

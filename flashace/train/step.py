@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class TrainStep:
 
     Compiled, energies, forces, loss and gradients are one traced graph (`make_fx`, then inductor), for any sizes of the batch. Shapes that
     a compiler would specialise on (a single structure, atom or neighbour where several are usual) take the plain path.
+    With "auto" it is plain, and whoever knows how long a fit takes sets `compiled`.
     With `amp_dtype` (float16 or bfloat16) the linear maps of the network take their products in it; see `full_precision` for what does not.
     """
 
@@ -32,14 +33,14 @@ class TrainStep:
         self,
         model: AttentionACE,
         units: LossUnits,
-        compiled: bool,
+        compiled: bool | Literal["auto"],
         amp_dtype: torch.dtype | None = None,
         huber_delta: float | None = None,
     ) -> None:
         self.model, self.units, self.amp_dtype, self.huber_delta = model, units, amp_dtype, huber_delta
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._fast: Any = None
-        self.compiled = compiled
+        self.compiled, self.undecided = compiled is True, compiled == "auto"
         self.compiling = False  # at this moment
 
     def __call__(self, batch: Batch, weights: Tensor) -> Tensor:

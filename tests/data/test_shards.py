@@ -22,7 +22,7 @@ from flashace.data.lazy import chained
 from flashace.data.shards import Shards, convert, read_data
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header
-from flashace.train import loop, prepare
+from flashace.train import clock, loop, prepare
 from flashace.train.config import load_config, make_config
 
 
@@ -348,7 +348,7 @@ def test_a_fit_keeps_neither_frames_nor_graphs_nor_predictions(fit, converted, t
         return frame
 
     monkeypatch.setattr(Shards, "__getitem__", counted)
-    monkeypatch.setattr(loop, "CLOSING_FRAMES", 2)
+    monkeypatch.setattr(clock, "CLOSING_FRAMES", 2)
     monkeypatch.setattr(prepare, "MAX_FRAMES_TO_START", 2)
     fit("run", converted.folder, batch_size=2)
     assert 0 < most < 5
@@ -356,7 +356,7 @@ def test_a_fit_keeps_neither_frames_nor_graphs_nor_predictions(fit, converted, t
 
 
 def test_a_large_set_is_closed_with_a_sample(fit, converted, monkeypatch):
-    monkeypatch.setattr(loop, "CLOSING_FRAMES", 3)
+    monkeypatch.setattr(clock, "CLOSING_FRAMES", 3)
     errors = fit("run", converted.folder)[1]["provenance"]["errors"]
     assert errors["train"][-1]["frames"] == 3
     assert errors["validation"][-1]["frames"] == 1

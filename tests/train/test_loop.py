@@ -13,25 +13,11 @@ from ase.io import write
 
 from flashace.cli import main as cli
 from flashace.potential.model_file import load_model, read_header
-from flashace.train import loop
+from flashace.train import clock as train_clock
+from flashace.train import validation
 from flashace.train.step import TrainStep
 
 SAME = 1e-9  # relative; the same float64 arithmetic at another place in memory
-
-
-@pytest.fixture
-def fit(flashace, write_yaml, data_file, tmp_path, monkeypatch):
-    """fit(name, …options): the result of a tiny fit into the folder `name`; it is repeatable (AdamW), and draws no pictures."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop.report, "learning_curve", lambda *arguments: None)
-    monkeypatch.setattr(loop.report, "parity", lambda *arguments: None)
-
-    def run(name, *arguments, **options):
-        options = {"optimizer": "adamw", "data": [str(data_file)], **options}
-        path = write_yaml(tmp_path / f"{name}.yaml", **options)
-        return flashace("fit", "-c", path, "-o", name, *arguments)
-
-    return run
 
 
 def weights(folder):
@@ -96,7 +82,7 @@ def test_max_time_ends_the_fit_and_its_schedule(fit, tmp_path, monkeypatch):
     """With a clock of our own, which moves by 100 ms whenever it is looked at."""
     ticks = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: 0.1 * next(ticks))
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(train_clock, "time", clock)
     monkeypatch.setattr(cli, "time", clock)
     assert fit("run", epochs=None, max_time=0.5, learning_rate=1e-3, dtype="float32").exit_code == 0
     assert 20 < clock.monotonic() < 30
@@ -109,7 +95,7 @@ def test_max_time_counts_what_comes_after_the_last_step(fit, make_frames, tmp_pa
     """Predictions take 0.1 s a frame here, and nothing else takes any time: validation, closing table and uncertainty fit in as well."""
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
-    plain, train = loop.predict_each, TrainStep.__call__
+    plain, train = validation.predict_each, TrainStep.__call__
 
     def slow(model, graphs):
         for prediction in plain(model, graphs):
@@ -120,9 +106,9 @@ def test_max_time_counts_what_comes_after_the_last_step(fit, make_frames, tmp_pa
         now[0] += 0.5
         return train(self, *arguments)
 
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(train_clock, "time", clock)
     monkeypatch.setattr(cli, "time", clock)
-    monkeypatch.setattr(loop, "predict_each", slow)
+    monkeypatch.setattr(validation, "predict_each", slow)
     monkeypatch.setattr(TrainStep, "__call__", step)
     write(tmp_path / "more.extxyz", make_frames(60))
     assert fit("run", data=[str(tmp_path / "more.extxyz")], epochs=None, max_time=0.5).exit_code == 0
@@ -205,7 +191,7 @@ def test_stopped_and_continued_is_never_stopped(fit, flashace, tmp_path, monkeyp
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         signal_at(patch, {step}, signum)
-        stopped = fit("parts", **options)
+        stopped = fit("parts", ok=False, **options)
     assert stopped.exit_code == 130
     assert not (tmp_path / "parts/model.pt").exists()
     assert "flashace fit --resume parts" in stopped.output
@@ -222,7 +208,7 @@ def test_stopped_again_and_again(fit, flashace, tmp_path, monkeypatch):
     for attempt in range(9):
         with monkeypatch.context() as patch:
             signal_at(patch, {2})
-            result = fit("parts", epochs=3) if attempt == 0 else flashace("fit", "--resume", "parts")
+            result = fit("parts", ok=False, epochs=3) if attempt == 0 else flashace("fit", "--resume", "parts")
         if result.exit_code == 0:
             break
     assert attempt in (4, 5)  # nine steps, two at a time
@@ -238,7 +224,7 @@ def test_a_second_signal_ends_at_once(fit, tmp_path, monkeypatch):
         return plain(self, *arguments)
 
     monkeypatch.setattr(TrainStep, "__call__", call)
-    assert fit("run").exit_code != 0
+    assert fit("run", ok=False).exit_code != 0
     assert not (tmp_path / "run/model.pt").exists()
 
 
@@ -247,7 +233,7 @@ def test_a_signal_while_the_step_is_compiled_is_heard_at_once(fit, flashace, tmp
     fit("whole", epochs=3)
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "_trace", lambda self: signal.raise_signal(signal.SIGTERM) or pytest.fail("went on compiling"))
-        stopped = fit("parts", epochs=3, compile=True)
+        stopped = fit("parts", ok=False, epochs=3, compile=True)
     assert stopped.exit_code == 130, stopped.output
     assert "flashace fit --resume parts" in stopped.output
     config = tmp_path / "parts/config.yaml"
@@ -273,7 +259,8 @@ def test_two_fits_in_one_folder(fit, flashace, tmp_path, monkeypatch):
 
     def call(self, *arguments):
         if not seen:
-            thread = threading.Thread(target=lambda: seen.extend([fit("run", "--overwrite", seed=1), flashace("fit", "--resume", "run")]))
+            others = (lambda: fit("run", "--overwrite", ok=False, seed=1), lambda: flashace("fit", "--resume", "run"))
+            thread = threading.Thread(target=lambda: seen.extend(other() for other in others))
             thread.start()
             thread.join()
         return plain(self, *arguments)
@@ -294,7 +281,7 @@ def test_two_fits_with_one_folder_for_checkpoints(fit, tmp_path, monkeypatch):
 
     def call(self, *arguments):
         if not seen:
-            thread = threading.Thread(target=lambda: seen.append(fit("other", checkpoint_dir=away)))
+            thread = threading.Thread(target=lambda: seen.append(fit("other", ok=False, checkpoint_dir=away)))
             thread.start()
             thread.join()
         return plain(self, *arguments)
@@ -309,7 +296,7 @@ def test_muon_goes_on_too(fit, flashace, tmp_path, monkeypatch):
     fit("whole", optimizer="muon", epochs=3)
     with monkeypatch.context() as patch:
         signal_at(patch, {4})
-        fit("parts", optimizer="muon", epochs=3)
+        fit("parts", ok=False, optimizer="muon", epochs=3)
     flashace("fit", "--resume", "parts")
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all((p - other[name]).abs().max() <= 1e-6 * p.abs().max() for name, p in one.items())
@@ -326,7 +313,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is(fit, flashace, tmp_path, monke
     """The message names a folder, and a cluster's scratch disk is not the place where a run ends its days."""
     with monkeypatch.context() as patch:
         signal_at(patch, {2})
-        fit("run")
+        fit("run", ok=False)
     (tmp_path / "run").rename(tmp_path / "moved")
     result = flashace("fit", "--resume", "moved")
     assert result.exit_code == 0, result.output
@@ -338,7 +325,7 @@ def test_other_data_is_not_continued(fit, flashace, make_frames, tmp_path, monke
     write(tmp_path / "d.extxyz", make_frames())
     with monkeypatch.context() as patch:
         signal_at(patch, {2})
-        fit("run", data=["d.extxyz"])
+        fit("run", ok=False, data=["d.extxyz"])
     write(tmp_path / "d.extxyz", make_frames(seed=5))
     result = flashace("fit", "--resume", "run")
     assert result.exit_code == 1
@@ -348,7 +335,7 @@ def test_other_data_is_not_continued(fit, flashace, make_frames, tmp_path, monke
 def test_another_model_is_not_continued(fit, flashace, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, {2})
-        fit("run")
+        fit("run", ok=False)
     config = tmp_path / "run/config.yaml"
     config.write_text(config.read_text().replace("hidden_dim: 16", "hidden_dim: 32"))
     result = flashace("fit", "--resume", "run")
@@ -358,7 +345,7 @@ def test_another_model_is_not_continued(fit, flashace, tmp_path, monkeypatch):
 
 def test_weights_that_are_not_finite_never_become_the_model(fit, tmp_path):
     """A fit that diverges says so, or keeps the best weights that it had."""
-    result = fit("run", learning_rate=1e30, dtype="float32", epochs=4)
+    result = fit("run", ok=False, learning_rate=1e30, dtype="float32", epochs=4)
     if result.exit_code == 0:
         assert all(p.isfinite().all() for p in weights(tmp_path / "run").values())
     else:

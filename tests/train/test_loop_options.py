@@ -5,7 +5,6 @@ import signal
 import sys
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from ase.io import read
@@ -14,34 +13,12 @@ from flashace.errors import FlashACEError
 from flashace.potential.model import AttentionACE
 from flashace.potential.model_file import load_model, read_header
 from flashace.structure.neighbors import build_graph
-from flashace.train import loop
+from flashace.train import batches, validation
 from flashace.train.micro import MicroBatches
 from flashace.train.prepare import Prepared
 from flashace.train.step import TrainStep
 
 SAME = 1e-6  # relative, after two epochs in float64
-
-
-@pytest.fixture
-def fit(flashace, write_yaml, data_file, tmp_path, monkeypatch):
-    """fit(name, …options): the result of a tiny fit into the folder `name`; it is repeatable (AdamW), and draws no pictures."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop.report, "learning_curve", lambda *arguments: None)
-    monkeypatch.setattr(loop.report, "parity", lambda *arguments: None)
-
-    def run(name, **options):
-        options = {"optimizer": "adamw", "data": [str(data_file)], **options}
-        result = flashace("fit", "-c", write_yaml(tmp_path / f"{name}.yaml", **options), "-o", name)
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    return run
-
-
-@pytest.fixture
-def every_epoch(monkeypatch):
-    """A validation after every epoch."""
-    monkeypatch.setattr(loop.Trainer, "_valid_is_due", lambda self: True)
 
 
 def weights(folder):
@@ -64,8 +41,8 @@ def test_accumulation_is_a_larger_batch(fit, tmp_path):
 
 
 def test_large_batches_are_divided_and_the_log_says_so_once(fit, tmp_path):
-    assert "in parts" not in fit("whole")
-    assert fit("parts", max_edges_per_step=1).count("in parts, with the same gradient") == 1
+    assert "in parts" not in fit("whole").output
+    assert fit("parts", max_edges_per_step=1).output.count("in parts, with the same gradient") == 1
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     whole, parts = ([float(row["loss"]) for row in rows(tmp_path / name)] for name in ("whole", "parts"))
     assert parts == pytest.approx(whole, rel=SAME)
@@ -86,20 +63,19 @@ def test_the_step_is_compiled_where_it_is_asked_for_or_pays(trainer, monkeypatch
     made = trainer(compile=asked)
     assert made.step.compiled == (asked is True)
     made.micro_batches = lambda *arguments: None  # it would compile
-    made._decide_on_compiling(seconds=0.0)
+    made.decide_on_compiling(seconds=0.0)
     assert made.step.compiled == (asked is True)
-    made._decide_on_compiling(seconds=1e6)
+    made.decide_on_compiling(seconds=1e6)
     assert made.step.compiled == (asked is not False)
 
 
 def test_the_seed_draws_the_order_of_the_frames(trainer):
-    one, same, other = trainer(seed=1)._batches(), trainer(seed=1)._batches(), trainer(seed=2)._batches()
-    assert all(map(np.array_equal, one, same))
-    assert not all(map(np.array_equal, one, other))
+    one, same, other = (trainer(seed=seed).batches.of_epoch(0) for seed in (1, 1, 2))
+    assert one == same != other
 
 
 def test_neighbour_lists_are_kept_only_where_they_are_precomputed(trainer):
-    kept, fresh = trainer().train_graphs, trainer(precompute_neighbors=False).train_graphs
+    kept, fresh = trainer().train.graphs, trainer(precompute_neighbors=False).train.graphs
     assert kept[0] is kept[0]
     assert fresh[0] is not fresh[0]
 
@@ -108,7 +84,7 @@ def test_neighbour_lists_are_kept_only_where_they_are_precomputed(trainer):
 def test_weights_decide_which_model_is_best_and_what_the_log_says(trainer, fit, tmp_path, every_epoch, label):
     errors = {"energy_rmse": 3.0, "forces_rmse": 40.0, "stress_rmse": 5.0}
     without = dict.fromkeys(("energy_weight", "forces_weight", "stress_weight"), 0.0)
-    score = [trainer(**without | {f"{label}_weight": weight})._score(errors) for weight in (0.0, 1.0, 3.0)]
+    score = [trainer(**without | {f"{label}_weight": weight}).validation.score(errors) for weight in (0.0, 1.0, 3.0)]
     assert score[0] == 0 < score[1]
     assert score[2] == pytest.approx(3 * score[1])
     fit("none", **without)
@@ -127,7 +103,7 @@ def test_a_fit_needs_no_more_memory_than_that_of_one_atom(fit, tmp_path, monkeyp
         return plain(self, graph)
 
     monkeypatch.setattr(AttentionACE, "forward", one_atom)
-    assert fit("atoms", loss=loss).count("in parts, with the same gradient") == 1
+    assert fit("atoms", loss=loss).output.count("in parts, with the same gradient") == 1
     assert same_weights(tmp_path / "whole", tmp_path / "atoms")
 
 
@@ -141,7 +117,7 @@ def test_running_out_of_memory_never_kills_a_fit(fit, tmp_path, monkeypatch):
         return plain(self, batch, weights)
 
     monkeypatch.setattr(TrainStep, "__call__", call)
-    assert fit("parts").count("in parts, with the same gradient") == 1
+    assert fit("parts").output.count("in parts, with the same gradient") == 1
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -152,7 +128,7 @@ def test_running_out_of_memory_never_kills_a_fit(fit, tmp_path, monkeypatch):
 def cells(monkeypatch):
     """What was trained on, and what was validated: cells, in order."""
     trained, validated = [], []
-    train, predict = MicroBatches.__call__, loop.predict_each
+    train, predict = MicroBatches.__call__, validation.predict_each
 
     def spy_train(self, items, weights):
         trained.extend(item.graph.cell[0] for item in items)
@@ -163,7 +139,7 @@ def cells(monkeypatch):
         return predict(model, graphs)
 
     monkeypatch.setattr(MicroBatches, "__call__", spy_train)
-    monkeypatch.setattr(loop, "predict_each", spy_predict)
+    monkeypatch.setattr(validation, "predict_each", spy_predict)
     return trained, validated
 
 
@@ -182,8 +158,8 @@ def test_training_items_turn_and_nothing_else(fit, cells, data_file, random_rota
 
 
 def test_lists_of_neighbours_are_built_once(fit, monkeypatch):
-    built, plain = [], loop.build_graphs
-    monkeypatch.setattr(loop, "build_graphs", lambda frames, *rest: built.append(len(frames)) or plain(frames, *rest))
+    built, plain = [], batches.build_graphs
+    monkeypatch.setattr(batches, "build_graphs", lambda frames, *rest: built.append(len(frames)) or plain(frames, *rest))
     fit("run", random_rotation=True, epochs=3)
     assert sum(built) == 12
 
@@ -235,8 +211,8 @@ def test_the_fit_uses_the_precision_that_was_decided(fit, tmp_path, monkeypatch,
 
 
 def test_a_fit_on_the_cpu_says_that_use_amp_has_no_effect(fit):
-    assert "use_amp has no effect on cpu" in fit("run", epochs=1)
-    assert "use_amp has no effect" not in fit("off", epochs=1, use_amp=False)
+    assert "use_amp has no effect on cpu" in fit("run", epochs=1).output
+    assert "use_amp has no effect" not in fit("off", epochs=1, use_amp=False).output
 
 
 # Schedules and losses
@@ -244,7 +220,7 @@ def test_a_fit_on_the_cpu_says_that_use_amp_has_no_effect(fit):
 
 @pytest.mark.usefixtures("every_epoch")
 def test_the_learning_rate_follows_its_schedule(fit, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Trainer, "_score", lambda self, errors: 1.0)
+    monkeypatch.setattr(validation.Validation, "score", lambda self, errors: 1.0)
     options = {"epochs": 5, "warmup": 0.0, "learning_rate": 0.01}
     fit("constant", lr_scheduler="constant", **options)
     fit("plateau", lr_scheduler="plateau", lr_patience=1, lr_factor=0.1, **options)
@@ -257,11 +233,11 @@ def test_the_learning_rate_follows_its_schedule(fit, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("every_epoch")
 def test_early_stopping_ends_the_fit(fit, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Trainer, "_score", lambda self, errors: 1.0)
-    assert "the fit ends here" in fit("run", epochs=9, early_stopping=2)
+    monkeypatch.setattr(validation.Validation, "score", lambda self, errors: 1.0)
+    assert "the fit ends here" in fit("run", epochs=9, early_stopping=2).output
     assert len(rows(tmp_path / "run")) == 3
     assert (tmp_path / "run/model.pt").is_file()
-    assert "the fit ends here" not in fit("full", epochs=4)
+    assert "the fit ends here" not in fit("full", epochs=4).output
     assert len(rows(tmp_path / "full")) == 4
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import itertools
 import shutil
 import signal
 import time
@@ -18,30 +19,24 @@ from rich.console import Console
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import load_model, read_header
 from flashace.structure.neighbors import build_graph
-from flashace.train import loop
+from flashace.train import batches
 from flashace.train.checkpoint import checkpoints_in, load_checkpoint, save_checkpoint
 from flashace.train.config import make_config
-from flashace.train.prepare import prepare
+from flashace.train.loop import Trainer
+from flashace.train.prepare import Prepared, prepare
 from flashace.train.step import TrainStep
+from flashace.train.validation import Validation, earlier_is_better
 
 EXACT = {"resume_load_optimizer": True, "resume_load_scheduler": True, "resume_load_scaler": True}
 
 
+pytestmark = pytest.mark.usefixtures("every_epoch")
+
+
 @pytest.fixture
-def fit(flashace, write_yaml, data_file, tmp_path, monkeypatch):
-    """fit(name, …options): the result of a tiny fit (three steps an epoch) into the folder `name`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop.report, "learning_curve", lambda *arguments: None)
-    monkeypatch.setattr(loop.report, "parity", lambda *arguments: None)
-    monkeypatch.setattr(loop.Trainer, "_valid_is_due", lambda self: self.position == 0)  # each epoch
-
-    def run(name, *arguments, ok=True, **options):
-        path = write_yaml(tmp_path / f"{name}.yaml", **{"data": [str(data_file)], "epochs": 4, "checkpoint_interval": 1, **options})
-        result = flashace("fit", "-c", path, "-o", name, *arguments)
-        assert not ok or result.exit_code == 0, result.output
-        return result
-
-    return run
+def fit_options():
+    """Three steps an epoch, and a checkpoint after each."""
+    return {"epochs": 4, "checkpoint_interval": 1}
 
 
 def bits(run):
@@ -95,7 +90,8 @@ def test_all_flags_into_a_new_folder_are_the_same_fit(fit, tmp_path, monkeypatch
 
 def test_what_the_scores_led_to_comes_back(fit, flashace, tmp_path, monkeypatch):
     """The learning rate of a plateau, and the best weights, where no score after the stop is better than those before."""
-    monkeypatch.setattr(loop.Trainer, "_score", lambda self, errors: float(self._steps()))
+    scores = itertools.count()
+    monkeypatch.setattr(Validation, "score", lambda self, errors: float(next(scores)))
     options = {"lr_scheduler": "plateau", "lr_patience": 0, "warmup": 0.0}
     fit("whole", **options)
     rates = [float(row["learning_rate"]) for row in bits(tmp_path / "whole")[1]]
@@ -205,11 +201,11 @@ def test_earlier_weights_are_taken_where_enough_frames_say_so(fit, make_frames, 
 def test_a_choice_by_frames_knows_how_well_they_can_tell():
     rng = np.random.default_rng(0)
     last = rng.lognormal(size=50)
-    assert loop.earlier_is_better(0.5 * last, last)[0]
-    assert not loop.earlier_is_better(0.5 * last[:4], last[:4])[0]
-    assert not loop.earlier_is_better(np.full(4, 1.0), np.full(4, 1.0))[0]
-    assert loop.earlier_is_better(np.full(4, 1.0), np.full(4, np.nan))[0]
-    by_luck = [loop.earlier_is_better(rng.lognormal(size=20), rng.lognormal(size=20))[0] for _ in range(1000)]
+    assert earlier_is_better(0.5 * last, last)[0]
+    assert not earlier_is_better(0.5 * last[:4], last[:4])[0]
+    assert not earlier_is_better(np.full(4, 1.0), np.full(4, 1.0))[0]
+    assert earlier_is_better(np.full(4, 1.0), np.full(4, np.nan))[0]
+    by_luck = [earlier_is_better(rng.lognormal(size=20), rng.lognormal(size=20))[0] for _ in range(1000)]
     assert np.mean(by_luck) < 0.01
 
 
@@ -252,8 +248,8 @@ def test_damaged_checkpoints_run_folders_and_shards_are_refused_or_read_right(tm
 
 def test_a_fit_that_has_ended_stays_as_it_is(fit, flashace, tmp_path, monkeypatch):
     """By the clock, too: set up faster, a second session has time left that the first had not."""
-    monkeypatch.setattr(loop.report, "parity", lambda predictions, path: path.touch())
-    monkeypatch.setattr(loop.report, "learning_curve", lambda metrics, path: path.touch())
+    monkeypatch.setattr("flashace.evaluate.report.parity", lambda predictions, path: path.touch())
+    monkeypatch.setattr("flashace.evaluate.report.learning_curve", lambda metrics, path: path.touch())
     fit("run", epochs=None, max_time=0.02)
     before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
     resumed = flashace("fit", "--resume", "run")
@@ -303,11 +299,11 @@ def test_weights_and_reference_energies_come_back(fit, trainer, tmp_path, make_f
     model = load_model(tmp_path / "run/model.pt", torch.float64)
     saved = None if "model" in source else load_checkpoint(tmp_path / "run/checkpoints/step-000000012.pt")
     assert same(resumed.model.parameters(), model.parameters() if saved is None else saved["weights"].values())
-    assert same(resumed.averaged.parameters(), model.parameters() if saved is None else saved["average"].values())
+    assert same(resumed.update.averaged.parameters(), model.parameters() if saved is None else saved["average"].values())
     assert resumed.model.e0 == model.e0
     assert (resumed.model.scale, resumed.model.avg_num_neighbors) == (model.scale, model.avg_num_neighbors)
-    assert (resumed.progress(), resumed.best_score, resumed.rows) == (0.0, float("inf"), [])
-    assert not any(optimizer.state for optimizer in resumed.optimizers)
+    assert (resumed.progress(), resumed.validation.best_score, resumed.log.rows) == (0.0, float("inf"), [])
+    assert not any(optimizer.state for optimizer in resumed.update.optimizers)
 
 
 def test_use_checkpoint_energy_shift(fit, trainer, tmp_path):
@@ -330,8 +326,8 @@ def test_a_model_adapts_to_other_reference_energies(fit, trainer):
     lower = {symbol: energy - 3.0 for symbol, energy in trainer(resume_from="run").model.e0.items()}
     for source in ("run", "run/model.pt"):
         resumed = trainer(resume_from=source, use_checkpoint_energy_shift=False, atomic_energies=lower)
-        for model in (resumed.model, resumed.averaged):
-            energies = [model(graph).sum().item() for graph in resumed.train_graphs]
+        for model in (resumed.model, resumed.update.averaged):
+            energies = [model(graph).sum().item() for graph in resumed.train.graphs]
             assert np.mean([(e - f.energy) / 2 for e, f in zip(energies, resumed.prepared.train, strict=True)]) == pytest.approx(
                 0.0, abs=0.02
             )
@@ -363,11 +359,11 @@ def test_resume_load_optimizer(fit, trainer, tmp_path):
     fit("run")
     resumed = trainer(resume_from="run", resume_load_optimizer=True, weight_decay=0.25)
     saved = load_checkpoint(tmp_path / "run/checkpoints/step-000000012.pt")["optimizers"]
-    for optimizer in resumed.optimizers:
+    for optimizer in resumed.update.optimizers:
         for number, state in saved[type(optimizer).__name__].items():
             for name, value in state.items():
                 assert torch.equal(optimizer.state_dict()["state"][number][name], value)
-    assert resumed.optimizers[1].param_groups[0]["weight_decay"] == 0.25  # options rule
+    assert resumed.update.optimizers[1].param_groups[0]["weight_decay"] == 0.25  # options rule
     assert resumed.progress() == 0.0
     with pytest.raises(FlashACEError, match="expected the state of AdamW, got AdamW and Muon; choose the same `optimizer`"):
         trainer(resume_from="run", resume_load_optimizer=True, optimizer="adamw")
@@ -378,9 +374,9 @@ def test_the_clock_goes_on_where_it_stopped(fit, data_file, tiny_fit, tmp_path):
     fit("run")
     options = {"resume_from": "run", "resume_load_scheduler": True, "epochs": None, "max_time": 10.0}
     prepared = prepare(make_config({**tiny_fit, "data": [str(data_file)], **options}))
-    resumed = loop.Trainer(prepared, tmp_path / "trainer", Console(quiet=True), time.monotonic())
-    assert resumed.clock is None
-    resumed.spent_before = 300.0  # s
+    resumed = Trainer(prepared, tmp_path / "trainer", Console(quiet=True), time.monotonic())
+    assert resumed.clock.first_step is None
+    resumed.clock.spent_before = 300.0  # s
     assert 0.4 < resumed.progress() < 0.6
 
 
@@ -398,30 +394,25 @@ def test_a_gradient_that_is_not_finite_ends_the_fit_with_a_word(fit, monkeypatch
 def test_resume_load_scheduler(fit, trainer, tmp_path):
     fit("run")
     resumed = trainer(resume_from="run", resume_load_scheduler=True, epochs=8)
-    assert (resumed.epoch, resumed.position, resumed.progress()) == (4, 0, 0.5)
-    assert len(resumed.rows) == 4
-    assert resumed.best_score < float("inf")
-    assert not any(optimizer.state for optimizer in resumed.optimizers)
+    assert (resumed.course.epoch, resumed.course.position, resumed.progress()) == (4, 0, 0.5)
+    assert len(resumed.log.rows) == 4
+    assert resumed.validation.best_score < float("inf")
+    assert not any(optimizer.state for optimizer in resumed.update.optimizers)
     with pytest.raises(FlashACEError, match="batch_size: 4 there and 3 here"):
         trainer(resume_from="run", resume_load_scheduler=True, batch_size=3)
 
 
 def test_resume_load_scaler(fit, trainer, tmp_path, monkeypatch):
-    """float16 brings a gradient scaler; here it is put in by hand."""
-    first = trainer()
-    first.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    first.scaler.scale(torch.ones(1))
-    first.save()
-    plain = loop.Trainer._resume
-
-    def with_scaler(self, start):
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-        plain(self, start)
-
-    monkeypatch.setattr(loop.Trainer, "_resume", with_scaler)
-    source = str(first.checkpoints)
-    assert trainer(resume_from=source).scaler.get_scale() == 2.0
-    assert trainer(resume_from=source, resume_load_scaler=True).scaler.get_scale() == 8.0
+    """float16 brings a gradient scaler."""
+    monkeypatch.setattr(Prepared, "amp_dtype", torch.float16)
+    first = trainer(dtype="float32")
+    usual = first.update.scaler.get_scale()
+    first.update.scaler.scale(torch.ones(1))
+    first.update.scaler.update(8.0)
+    first.session.save()
+    source = str(first.folder.checkpoints)
+    assert trainer(dtype="float32", resume_from=source).update.scaler.get_scale() == usual != 8.0
+    assert trainer(dtype="float32", resume_from=source, resume_load_scaler=True).update.scaler.get_scale() == 8.0
 
 
 def test_a_model_file_has_weights_only(fit, trainer):
@@ -474,8 +465,8 @@ def test_foreign_files_are_refused(trainer, tmp_path):
 
 def test_precomputed_or_not_the_losses_are_the_same_bits(fit, tmp_path, monkeypatch):
     built = []
-    plain = loop.make_item
-    monkeypatch.setattr(loop, "make_item", lambda *arguments: built.append(1) or plain(*arguments))
+    plain = batches.make_item
+    monkeypatch.setattr(batches, "make_item", lambda *arguments: built.append(1) or plain(*arguments))
     fit("once", precompute_neighbors=True)
     assert len(built) == 11
     fit("always", precompute_neighbors=False)

@@ -1,31 +1,13 @@
-"""Parameters and options in; optimizers, the schedule of learning rate and loss weights, and the average of the weights out."""
+"""The progress of a fit and the scores of its validations in; learning rate and loss weights out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
-from flashace.nn.linear import Linear, TensorLinear
-from flashace.potential.model import AttentionACE
 from flashace.train.config import TrainConfig
-from flashace.train.optim.muon import Muon
-
-
-def make_optimizers(model: AttentionACE, config: TrainConfig) -> list[Optimizer]:
-    """Muon (Jordan et al. 2024; updates scaled to AdamW's size, Liu et al., arXiv:2502.16982) for the matrices of linear maps inside the
-    layers, AdamW for everything else: embeddings, path weights, biases, layer scales, readouts. With `optimizer: adamw`, AdamW for all."""
-    matrices = _hidden_matrices(model)
-    taken = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    adamw: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99), "weight_decay": 0.0, "fused": True}
-    if config.optimizer == "adamw":
-        groups: list[dict[str, Any]] = [{"params": rest}, {"params": matrices, "weight_decay": config.weight_decay}]
-        return [AdamW(groups, **adamw)]
-    return [AdamW(rest, **adamw), Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay)]
 
 
 class Schedule:
@@ -87,20 +69,3 @@ def loss_weights(progress: float, config: TrainConfig) -> Tensor:
         steps = weight if isinstance(weight, dict) else {0.0: weight}
         weights.append(steps[max(start for start in steps if start <= progress)])
     return torch.tensor(weights)
-
-
-def make_average(model: AttentionACE, decay: float) -> AveragedModel:
-    """Exponential moving average of the weights; young averages forget faster, so that short fits do not keep their start."""
-
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor) -> None:
-        n = float(num_averaged)
-        torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + n) / (10 + n)))
-
-    average = AveragedModel(model, multi_avg_fn=update)  # type: ignore[arg-type]
-    average.requires_grad_(False)
-    return average
-
-
-def _hidden_matrices(model: AttentionACE) -> list[nn.Parameter]:
-    maps = [m for m in model.layers.modules() if isinstance(m, Linear | TensorLinear)]
-    return [p for m in maps for p in m.parameters() if p.ndim > 1 and min(p.shape[-2:]) > 1]

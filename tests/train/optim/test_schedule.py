@@ -1,58 +1,12 @@
-"""Optimizers, schedule and the average of the weights."""
+"""The schedule of learning rate and loss weights."""
 
 from itertools import pairwise
 
 import pytest
 import torch
-from torch.optim import AdamW
 
 from flashace.train.config import TrainConfig
-from flashace.train.optim.muon import Muon
-from flashace.train.optim.schedule import Schedule, learning_rate_factor, loss_weights, make_average, make_optimizers
-
-MODELS = [{}, {"radial_basis_type": "gaussian", "radial_trainable": True}, {"num_layers": 3, "correlation": 1, "num_heads": 1}]
-
-
-def parameters_of(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("options", MODELS, ids=str)
-def test_every_parameter_belongs_to_exactly_one_optimizer(make_model, optimizer, options):
-    model = make_model(**options)
-    taken = [id(p) for o in make_optimizers(model, TrainConfig(optimizer=optimizer)) for p in parameters_of(o)]
-    assert sorted(taken) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-
-
-def test_muon_has_the_matrices_inside_the_layers_and_adamw_the_rest(make_model):
-    model = make_model(radial_trainable=True)
-    adamw, muon = make_optimizers(model, TrainConfig(optimizer="muon"))
-    assert (type(adamw), type(muon)) == (AdamW, Muon)
-    names = {id(p): name for name, p in model.named_parameters()}
-    matrices, rest = ({names[id(p)] for p in parameters_of(o)} for o in (muon, adamw))
-    assert all(name.startswith("layers.") for name in matrices)
-    assert all(min(model.get_parameter(name).shape[-2:]) > 1 for name in matrices)
-    for part in ("attention.query.weight", "edge_functions.out.weight", "feed_forward.out.weight", "mix_basis.weights.0"):
-        assert f"layers.1.{part}" in matrices
-    for name in ("embedding", "radial_basis.raw_spacing", "readouts.0.hidden.weight", "layers.0.edge_functions.centre"):
-        assert name in rest
-    for part in ("scale_scalars", "attention.query.bias", "product.contractions.0.weight"):
-        assert f"layers.0.{part}" in rest
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_step_moves_every_parameter_against_its_gradient(make_model, optimizer, dtype):
-    model = make_model(dtype=dtype)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for p in model.parameters():
-        p.grad = torch.randn(p.shape, dtype=dtype, generator=torch.Generator().manual_seed(p.numel()))
-    for o in make_optimizers(model, TrainConfig(optimizer=optimizer, learning_rate=1e-2)):
-        o.step()
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            assert ((before[name] - p.detach()) * p.grad).sum() > 0, name
+from flashace.train.optim.schedule import Schedule, learning_rate_factor, loss_weights
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.02, 0.5])
@@ -85,51 +39,6 @@ def test_each_weight_is_a_number_or_a_schedule(index):
     config = TrainConfig(**{name: {0.5: 7.0, 0.0: 2.0, 0.9: 0.0}})
     for progress, weight in ((0.0, 2.0), (0.49, 2.0), (0.5, 7.0), (0.89, 7.0), (0.9, 0.0), (1.0, 0.0)):
         assert loss_weights(progress, config)[index] == weight
-
-
-# The average
-
-
-def test_the_average_of_what_does_not_move_is_itself(make_model):
-    model = make_model()
-    average = make_average(model, 0.99)
-    for _ in range(5):
-        average.update_parameters(model)
-    for name, p in average.module.named_parameters():
-        torch.testing.assert_close(p, model.get_parameter(name), rtol=0, atol=1e-15)
-
-
-def test_the_average_lies_between_and_is_not_the_model(make_model):
-    """A convex mean of what it has seen; young ones forget their start."""
-    model = make_model(num_layers=1)
-    average = make_average(model, 0.999)
-    start = model.embedding.detach().clone()
-    seen = []
-    for step in range(1, 41):
-        model.embedding.data.copy_(start + step)
-        average.update_parameters(model)
-        seen.append((average.module.embedding - start).mean().item())
-    assert seen == sorted(seen)
-    assert all(0 < mean <= step for step, mean in enumerate(seen, start=1))
-    assert 20 < seen[-1] < 40
-    assert (model.embedding == start + 40).all()
-
-
-def test_no_decay_is_no_average(make_model):
-    model = make_model()
-    average = make_average(model, 0.0)
-    for step in range(3):
-        model.embedding.data.fill_(float(step))
-        average.update_parameters(model)
-    assert (average.module.embedding == 2.0).all()
-
-
-def test_the_average_keeps_reference_energies_and_precision(make_model):
-    model = make_model(dtype=torch.float32)
-    average = make_average(model, 0.9)
-    average.update_parameters(model)
-    assert average.module.atomic_energies.dtype == torch.float64
-    assert (average.module.atomic_energies == model.atomic_energies).all()
 
 
 # The schedule hears the validations
@@ -189,18 +98,3 @@ def test_a_schedule_comes_back_as_it_was():
             other.validated(score)
             assert (one.learning_rate(0.5), one.ends) == (other.learning_rate(0.5), other.ends)
     assert one.ends
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_weight_decay_is_for_the_matrices_alone(make_model, optimizer):
-    model = make_model()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    for o in make_optimizers(model, TrainConfig(optimizer=optimizer, weight_decay=0.5, learning_rate=0.1)):
-        o.step()
-    smaller = {name for name, p in model.named_parameters() if (p != before[name]).any()}
-    _, muon = make_optimizers(model, TrainConfig(optimizer="muon"))
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert smaller == {names[id(p)] for p in parameters_of(muon)}
-    assert all(torch.allclose(p, 0.95 * before[name]) for name, p in model.named_parameters() if name in smaller)
