@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.distributed import is_torchelastic_launched
 
-from flashace.data.frames import LABELS, Labelled, content_hash
+from flashace.data.frames import Labelled, content_hash
 from flashace.data.graphs import build_graphs, fresh_graphs
+from flashace.data.labels import LABELS
 from flashace.data.lazy import MadeOnDemand, chained, sample
 from flashace.errors import FlashACEError
 from flashace.evaluate import report
@@ -242,7 +243,7 @@ class Trainer:
         if not finite and not self.scaler.is_enabled():
             raise FlashACEError(
                 f"the gradient of step {self._steps() + 1} is not finite (loss terms {errors[0].tolist()}); lower --learning-rate, "
-                f"or look for broken frames among {[self.prepared.train[i].origin for i in indices]}"
+                f"or look for broken frames among {[str(self.prepared.train[i].origin) for i in indices]}"
             )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -326,14 +327,14 @@ class Trainer:
         if not self.ranks.first:
             return ""
         weights = loss_weights(self.progress(), self.config).tolist()
-        units = asdict(self.prepared.units)
+        units = self.prepared.units
         row = {
             "epoch": round(self._steps() / self.batches_per_epoch, 3),
             "seconds": round(self.elapsed, 1),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "loss": sum(w * term for w, term in zip(weights, terms, strict=True)),
             **{
-                f"train_{label}_rmse": 1e3 * units[label] * square**0.5 if getattr(self.prepared.labels, label).used else None
+                f"train_{label}_rmse": 1e3 * units[label] * square**0.5 if self.prepared.labels.counts[label].used else None
                 for label, square in zip(LABELS, squares, strict=True)
             },
             **{f"valid_{name}": value for name, value in errors.items() if name not in ("config_type", "frames")},
@@ -369,7 +370,7 @@ class Trainer:
 
     def _score(self, errors: dict[str, Any]) -> float:
         """The loss of the last stage, from root mean square errors in meV."""
-        weights, units = loss_weights(1.0, self.config).tolist(), asdict(self.prepared.units)
+        weights, units = loss_weights(1.0, self.config).tolist(), self.prepared.units
         rmse = [(errors[f"{label}_rmse"] or 0.0) / 1e3 / units[label] for label in LABELS]
         return sum(w * r**2 for w, r in zip(weights, rmse, strict=True))
 
@@ -578,7 +579,7 @@ class Trainer:
 
     def _energy_delta(self) -> float:
         """eV/atom; larger errors of the energy count linearly in the loss."""
-        return self.config.huber_delta * self.prepared.units.energy if self.config.loss == "huber" else math.inf
+        return self.config.huber_delta * self.prepared.units["energy"] if self.config.loss == "huber" else math.inf
 
     def _provenance(self, rows: dict[str, Any]) -> dict[str, Any]:
         packages = ("flashace", "torch", "e3nn", "ase", "matscipy", "numpy")
