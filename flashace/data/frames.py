@@ -37,16 +37,16 @@ class LabelKeys(Mapping[str, str | None]):
         unknown = keys.keys() - LABELS.keys()
         if unknown:
             raise FlashACEError(f"keys of labels: expected some of {', '.join(LABELS)}, got {', '.join(sorted(unknown))}; correct them")
-        self._keys = dict.fromkeys(LABELS) | keys
+        self._named = keys
 
     def __getitem__(self, label: str) -> str | None:
-        return self._keys[label]
+        return self._named.get(LABELS[label].name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return iter(LABELS)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(LABELS)
 
 
 NO_KEYS = LabelKeys()

@@ -204,6 +204,9 @@ FAULTS = {
     ),
     "a frame twice": Fault(copy_with(lambda atoms: None), "suspicious", "duplicates", [10, 111]),
     "a frame twice, with another energy": Fault(copy_with(add("energy", 0.5)), "surely wrong", "same structure, other labels", [10, 111]),
+    "a stress and a virial that differ": Fault(
+        one(10, lambda a: a.info.update(virial=np.diag([9.0, 0.0, 0.0]).ravel())), "surely wrong", "labels that contradict each other", [10]
+    ),
     "a stress that is not symmetric": Fault(one(10, unsymmetric), "surely wrong", "unsymmetric stress", [10]),
     "a force that is NaN": Fault(
         one(10, lambda a: a.calc.results["forces"].__setitem__((0, 0), np.nan)), "surely wrong", "labels that cannot be used", [10]

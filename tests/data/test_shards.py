@@ -274,6 +274,16 @@ def test_shards_of_earlier_versions_have_no_checksums(tmp_path, data_file):
     assert content_hash(Shards(made.folder)) == manifest["sha256"]
 
 
+@pytest.mark.parametrize("key", ["keys", "labels"])
+def test_a_manifest_that_lost_a_label_is_refused(tmp_path, data_file, key):
+    folder = convert([data_file], tmp_path / "shards").folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[key]["stress"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(FlashACEError, match=rf"got {key}: .*expected energy, forces, stress, got nothing of stress; convert"):
+        Shards(folder)
+
+
 @pytest.mark.parametrize(("key", "value"), [("labels", {}), ("keys", None), ("frames", "12"), ("atoms", 10**30), ("config_types", [1])])
 def test_a_manifest_of_other_types_is_refused(tmp_path, data_file, key, value):
     folder = convert([data_file], tmp_path / "shards").folder
