@@ -15,6 +15,7 @@ from ase import Atoms
 from flashace import FlashACE
 from flashace.calculator import DTYPES
 from flashace.data.frames import Labelled
+from flashace.data.origin import Origin
 from flashace.data.statistics import loss_units
 from flashace.potential.model import AttentionACE, ModelConfig
 from flashace.potential.model_file import save_model
@@ -45,7 +46,7 @@ def train(
 ) -> Callable[[int], None]:
     """`step(k)`: one whole training step (loss, gradients, clipping, both optimizers, averaging) on the k-th batch."""
     model = _model(dtype, cutoff, sorted({s for atoms in frames for s in atoms.symbols}), **sizes)
-    labelled = [Labelled(a, a.get_potential_energy(), a.get_forces(), None, "", f"#{i}") for i, a in enumerate(frames)]
+    labelled = [Labelled(a, a.get_potential_energy(), a.get_forces(), None, "", Origin("", i)) for i, a in enumerate(frames)]
     items = [make_item(build_graph(f.atoms, cutoff), f, DTYPES[dtype]) for f in labelled]
     config, average = TrainConfig(), make_average(model, 0.999)
     compute, optimizers = TrainStep(model, loss_units(labelled), compiled), make_optimizers(model, config)
@@ -53,7 +54,7 @@ def train(
 
     def step(k: int) -> None:
         batch = collate(batches[k % len(batches)])
-        terms = compute(batch, loss_weights(0.5, config).to(batch.forces))
+        terms = compute(batch, loss_weights(0.5, config).to(batch.counts))
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
         for optimizer in optimizers:
             optimizer.step()

@@ -1,6 +1,5 @@
 """Files of labelled structures in; what is wrong with the labels, how sure that is and what mends it out."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from flashace.check.finding import Finding, sort_findings
 from flashace.check.plain_findings import label_findings, neighbour_findings
 from flashace.data.frames import LabelKeys, Labelled, LabelSummary, isolated_atom_energies
 from flashace.data.lazy import sample
+from flashace.data.origin import Fault
 from flashace.data.shards import read_data
 from flashace.data.statistics import elements_of
 from flashace.errors import FlashACEError
@@ -21,10 +21,10 @@ TOUCHING = 2.0  # Å: half the covalent radii of most pairs, and short enough to
 
 def check(paths: Sequence[str | Path], keys: LabelKeys) -> tuple[list[Finding], LabelSummary]:
     """All findings, the worst first, and where labels were read. Raises FlashACEError for files that cannot be read at all."""
-    complaints: list[str] = []
-    everything, labels = read_data(paths, keys, required=(), complain=complaints.append)
+    faults: list[Fault] = []
+    everything, labels = read_data(paths, keys, required=(), complain=faults.append)
     frames = list(everything if isinstance(everything, list) else sample(everything, MOST_FRAMES))
-    found = _unreadable(complaints)
+    found = _unreadable(faults)
     if len(frames) < len(everything):
         found.append(Finding("note", "a part was read", f"{len(frames)} of {len(everything)} frames of these shards, evenly drawn"))
     isolated, rest = _isolated(frames)
@@ -47,23 +47,22 @@ def quick_check(frames: Sequence[Labelled]) -> list[Finding]:
     return sort_findings(label_findings(frames) + neighbour_findings(frames[::step], TOUCHING))
 
 
-def _unreadable(complaints: Sequence[str]) -> list[Finding]:
-    """What the reader said of single frames, those that said the same together."""
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for complaint in complaints:
-        origin, _, text = complaint.partition(": ")
-        groups.setdefault(re.sub(r"\(.*?\)|, got .*|[-\d.]+", "", text), []).append((origin, text))
-    found = []
-    for members in groups.values():
-        what = "labels that contradict each other" if " agree as " in members[0][1] else "labels that cannot be used"
-        what = "unsymmetric stress" if "a symmetric tensor" in members[0][1] else what
-        text, _, mend = members[0][1].partition("; ")
-        found.append(
-            Finding(
-                "surely wrong", what, f"{members[0][0]}: {text}", tuple(origin for origin, _ in members), mend or "Repair these frames."
-            )
+def _unreadable(faults: Sequence[Fault]) -> list[Finding]:
+    """What the reader said of single frames, those with the same fault together."""
+    groups: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        groups.setdefault((fault.kind, fault.subject), []).append(fault)
+    names = {"contradictory": "labels that contradict each other", "unsymmetric": "unsymmetric stress"}
+    return [
+        Finding(
+            "surely wrong",
+            names.get(kind, "labels that cannot be used"),
+            f"{first.origin}: {first.text}",
+            tuple(fault.origin for fault in (first, *others)),
+            first.mend,
         )
-    return found
+        for (kind, _), (first, *others) in groups.items()
+    ]
 
 
 def _isolated(frames: list[Labelled]) -> tuple[list[Finding], Sequence[Labelled]]:
@@ -71,7 +70,7 @@ def _isolated(frames: list[Labelled]) -> tuple[list[Finding], Sequence[Labelled]
     try:
         energies, rest = isolated_atom_energies(frames)
     except FlashACEError as error:
-        bad = [f for f in frames if f.config_type.lower().replace("_", "") == "isolatedatom"]
+        bad = [f for f in frames if f.is_isolated_atom]
         rest = [f for f in frames if f not in bad]
         return [Finding("surely wrong", "isolated atoms", str(error), tuple(f.origin for f in bad), "Keep the right one.")], rest
     found = []

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -12,8 +12,9 @@ import numpy as np
 from flashace.check import QUICK_FRAMES, quick_check
 from flashace.check.conventions import convention_findings, fit_linear
 from flashace.check.finding import Finding
-from flashace.data.frames import LABELS, Labelled, LabelSummary
+from flashace.data.frames import Labelled, LabelSummary
 from flashace.data.lazy import MadeOnDemand, sample, take
+from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
 
 Check = Literal["stop", "leave_out", "warn", "off"]
@@ -27,7 +28,7 @@ class Looked:
     tested: int  # of these, by a linear fit; 0 where they were too few
     seconds: float
     wrong: tuple[Finding, ...]
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[Origin, str] = field(default_factory=dict)
 
     def words(self) -> str:
         """One line for tables and the model file."""
@@ -59,9 +60,9 @@ def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool) -> L
         return Looked(0, 0, 0.0, ())
     fitted = fit_linear(some, labels)
     wrong = [f for f in quick_check(some) + (convention_findings(fitted) if fitted else []) if f.severity == "surely wrong"]
-    left_out: dict[str, str] = {}
+    left_out: dict[Origin, str] = {}
     for finding in wrong if leave_out else []:
-        having = sum(finding.label == "" or getattr(f, finding.label) is not None for f in some)
+        having = sum(finding.label == "" or f.label(finding.label) is not None for f in some)
         if not finding.frames or 2 * len(finding.frames) > having:
             raise FlashACEError(
                 f"check: leave_out: {finding.what}, in {len(finding.frames)} of {having} frames; too many to be left out. "
@@ -73,6 +74,6 @@ def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool) -> L
     return Looked(len(frames), tested, time.perf_counter() - started, tuple(wrong), left_out)
 
 
-def _bereft(frames: Sequence[Labelled], left_out: Mapping[str, str], i: int) -> Labelled:
+def _bereft(frames: Sequence[Labelled], left_out: Mapping[Origin, str], i: int) -> Labelled:
     label = left_out.get(frames[i].origin)
-    return replace(frames[i], **{label: None}) if label in LABELS else frames[i]  # type: ignore[arg-type]
+    return frames[i].without(label) if label else frames[i]

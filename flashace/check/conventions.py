@@ -18,7 +18,8 @@ from flashace.check.finding import Finding
 from flashace.check.linear_ace import LinearACE, Predicted, Ridge, Rows, Spread
 from flashace.check.mend import mend_script
 from flashace.check.plain_findings import relative_energies, robust_z
-from flashace.data.frames import Labelled, LabelSummary, lookup
+from flashace.data.frames import Labelled, LabelSummary
+from flashace.data.sources import lookup
 from flashace.structure.neighbors import build_graph
 
 MIN_FRAMES = 20
@@ -322,7 +323,7 @@ def _absolute_unit(fitted: Fitted) -> list[Finding]:
 def _free_energy(fitted: Fitted, predicted: Predicted) -> list[Finding]:
     """Which of `energy` and `free_energy` the forces belong to, where a file has both and they differ: the error of the one, as a multiple
     of their difference, is 0 or 1."""
-    if "calculator free_energy" not in fitted.labels.energy.used:
+    if "calculator free_energy" not in fitted.labels.counts["energy"].used:
         return []
     pair = [(lookup(f.atoms, "calculator energy"), lookup(f.atoms, "calculator free_energy")) for f in fitted.frames]
     both = np.array([e is not None and f is not None for e, f in pair]) & fitted.ridge.used & np.isfinite(fitted.energy)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from flashace.data.origin import Origin
+
 Severity = Literal["surely wrong", "suspicious", "note"]
 ORDER: tuple[Severity, ...] = ("surely wrong", "suspicious", "note")
 COLOR = {"surely wrong": "bold red", "suspicious": "yellow", "note": "dim"}
@@ -16,19 +18,19 @@ COLOR = {"surely wrong": "bold red", "suspicious": "yellow", "note": "dim"}
 @dataclass(frozen=True)
 class Finding:
     """`what` names it in a few words, `detail` has the numbers, `mend` the flag or the script that mends it, "" where nothing has to be
-    done. `frames` are origins such as "train.xyz#17"; none where it concerns the data as a whole. `label` is the one that is wrong, ""
+    done. `frames` are origins; none where it concerns the data as a whole. `label` is the one that is wrong, ""
     where all of a frame is."""
 
     severity: Severity
     what: str
     detail: str
-    frames: tuple[str, ...] = ()
+    frames: tuple[Origin, ...] = ()
     mend: str = ""
     label: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain types, with the number of frames beside their list."""
-        return asdict(self) | {"frames": list(self.frames), "count": len(self.frames)}
+        return asdict(self) | {"frames": list(map(str, self.frames)), "count": len(self.frames)}
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
@@ -52,16 +54,15 @@ def mends(findings: Sequence[Finding]) -> str:
     return "\n".join(f"To mend {i}, {f.what}:\n{f.mend}\n" for i, f in enumerate(findings, 1) if f.mend)
 
 
-def by_file(origins: Iterable[str]) -> dict[str, list[int]]:
-    """ "a.xyz#3", … -> {"a.xyz": [3, …]}, in the order of the files."""
+def by_file(origins: Iterable[Origin]) -> dict[str, list[int]]:
+    """The positions in each file, {"a.xyz": [3, …]}, in the order of the files."""
     places: dict[str, list[int]] = {}
     for origin in origins:
-        file, _, index = origin.rpartition("#")
-        places.setdefault(file, []).append(int(index))
+        places.setdefault(origin.file, []).append(origin.index)
     return {file: sorted(set(indices)) for file, indices in places.items()}
 
 
-def list_frames(origins: Iterable[str]) -> str:
+def list_frames(origins: Iterable[Origin]) -> str:
     """ "train.xyz: 3, 195–212; test.xyz: 7"."""
     return "; ".join(f"{file}: {', '.join(_spans(indices))}" for file, indices in by_file(origins).items())
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from flashace.check.finding import by_file
-from flashace.data.frames import Labelled, LabelSummary, lookup
+from flashace.data.frames import Labelled, LabelSummary
+from flashace.data.labels import LABELS
+from flashace.data.sources import lookup
 
 
 def mend_script(frames: Sequence[Labelled], labels: LabelSummary, codes: Mapping[str, str], which: str) -> str:
@@ -16,11 +18,11 @@ def mend_script(frames: Sequence[Labelled], labels: LabelSummary, codes: Mapping
     """
     lines = ["from ase.io import read, write"]
     for file in by_file(f.origin for f in frames):
-        members = [f for f in frames if f.origin.rpartition("#")[0] == file]
+        members = [f for f in frames if f.origin.file == file]
         mended = Path(file).with_name(f"{Path(file).stem}-mended.extxyz")
         lines.append(f'frames = read("{file}", ":")')
         for label, code in codes.items():
-            for source in getattr(labels, label).used:
+            for source in labels.counts[label].used:
                 having = [f for f in members if lookup(f.atoms, source) is not None]
                 if having:
                     lines += _loop(having, label, source, code, which)
@@ -38,7 +40,7 @@ def _loop(frames: Sequence[Labelled], label: str, source: str, code: str, which:
     place, _, name = source.rpartition(" ")
     holder = "a.calc.results" if place == "calculator" else "a.arrays" if name in atoms.arrays else "a.info"
     value = f'{holder}["{name}"]'
-    x = f"voigt({value}.reshape(3, 3))" if label == "stress" and np.size(lookup(atoms, source)) == 9 else value
+    x = f"voigt({value}.reshape(3, 3))" if LABELS[label].rank == 2 and np.size(lookup(atoms, source)) == 9 else value
     (indices,) = by_file(f.origin for f in frames).values()
     has = f'"{name}" in {"(a.calc.results if a.calc else {})" if place == "calculator" else holder}'
     chosen = f"(a for a in frames if {has})" if which == "every" else f"(frames[i] for i in {_python(indices)})"

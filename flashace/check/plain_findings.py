@@ -9,7 +9,9 @@ from ase.data import chemical_symbols, covalent_radii
 
 from flashace.check.duplicates import same_structures
 from flashace.check.finding import Finding, Severity, list_frames
-from flashace.data.frames import LABELS, Labelled
+from flashace.data.frames import Labelled
+from flashace.data.labels import LABELS
+from flashace.data.origin import Origin
 from flashace.data.statistics import closest_pairs, elements_of
 from flashace.errors import FlashACEError
 from flashace.structure.neighbors import build_graph
@@ -37,8 +39,8 @@ def label_findings(frames: Sequence[Labelled]) -> list[Finding]:
 
 def neighbour_findings(frames: Sequence[Labelled], reach: float = CUTOFFS[-1]) -> list[Finding]:
     """Shortest distances per pair of species; with the whole `reach` also neighbour counts and a cutoff."""
-    shortest: dict[tuple[int, int], tuple[float, str]] = {}
-    close: dict[Severity, list[str]] = {"surely wrong": [], "suspicious": []}
+    shortest: dict[tuple[int, int], tuple[float, Origin]] = {}
+    close: dict[Severity, list[Origin]] = {"surely wrong": [], "suspicious": []}
     counts = []
     for frame in frames:
         try:
@@ -48,7 +50,7 @@ def neighbour_findings(frames: Sequence[Labelled], reach: float = CUTOFFS[-1]) -
         (i, j), r = graph.edge_index.numpy(), graph.edge_vec.norm(dim=-1).numpy()
         z = frame.atoms.numbers[np.stack([i, j])]
         for pair, least in closest_pairs(graph).items():
-            shortest[pair] = min(shortest.get(pair, (np.inf, "")), (least, frame.origin))
+            shortest[pair] = min(shortest.get(pair, (np.inf, frame.origin)), (least, frame.origin))
         ratio = (r / covalent_radii[z].sum(0)).min(initial=np.inf)
         if ratio < 0.5:
             close["surely wrong" if ratio < 0.2 else "suspicious"].append(frame.origin)
@@ -65,7 +67,7 @@ def robust_z(values: np.ndarray) -> np.ndarray:
     return away / max(1.4826 * float(np.median(away)), 1e-9)
 
 
-def _names(frames: Sequence[Labelled]) -> tuple[str, ...]:
+def _names(frames: Sequence[Labelled]) -> tuple[Origin, ...]:
     return tuple(frame.origin for frame in frames)
 
 
@@ -73,8 +75,8 @@ def _names(frames: Sequence[Labelled]) -> tuple[str, ...]:
 
 
 def _duplicates(frames: Sequence[Labelled]) -> list[Finding]:
-    alike: list[str] = []
-    apart: list[str] = []
+    alike: list[Origin] = []
+    apart: list[Origin] = []
     worst = ""
     for i, j, order in same_structures([frame.atoms for frame in frames]):
         difference = _difference(frames[i], frames[j], order)
@@ -106,18 +108,18 @@ def _difference(one: Labelled, other: Labelled, order: np.ndarray) -> str:
 
 def _missing(frames: Sequence[Labelled]) -> list[Finding]:
     found = []
-    bare = [f for f in frames if all(getattr(f, label) is None for label in LABELS)]
+    bare = [f for f in frames if all(f.label(label) is None for label in LABELS)]
     if bare:
         found.append(Finding("suspicious", "frames without any label", "nothing is learned from them", _names(bare), "Remove them."))
     for label in LABELS:
-        lacking = [f for f in frames if getattr(f, label) is None and f not in bare]
+        lacking = [f for f in frames if f.label(label) is None and f not in bare]
         if lacking and len(lacking) + len(bare) < len(frames):
             found.append(Finding("note", f"frames without {label}", "they count in the other labels", _names(lacking)))
     return found
 
 
 def _rare_elements(frames: Sequence[Labelled]) -> list[Finding]:
-    seen: dict[str, list[str]] = {symbol: [] for symbol in elements_of(frames)}
+    seen: dict[str, list[Origin]] = {symbol: [] for symbol in elements_of(frames)}
     for frame in frames:
         for symbol in set(frame.atoms.get_chemical_symbols()):
             seen[symbol].append(frame.origin)
@@ -228,7 +230,7 @@ def _net_torques(frames: Sequence[Labelled]) -> list[Finding]:
     return _against_a_law("net torque", "the forces on a molecule should not turn it", torque, "eV", mend)
 
 
-def _against_a_law(what: str, law: str, sizes: dict[str, tuple[float, float]], unit: str, mend: str) -> list[Finding]:
+def _against_a_law(what: str, law: str, sizes: dict[Origin, tuple[float, float]], unit: str, mend: str) -> list[Finding]:
     """Sizes (absolute, relative to chance) per origin. Above 0.3 the law plays no part; above 0.05 it is broken visibly."""
     found = []
     for severity, low, high in (("surely wrong", 0.3, np.inf), ("suspicious", 0.05, 0.3)):
@@ -338,18 +340,20 @@ def _force_outliers(frames: Sequence[Labelled]) -> list[Finding]:
 # --- distances ---
 
 
-def _overlap(severity: Severity, origins: Sequence[str], shortest: dict[tuple[int, int], tuple[float, str]]) -> Finding:
+def _overlap(severity: Severity, origins: Sequence[Origin], shortest: dict[tuple[int, int], tuple[float, Origin]]) -> Finding:
     (a, b), (r, where) = min(shortest.items(), key=lambda item: item[1][0] / covalent_radii[list(item[0])].sum())
     text = f"closer than half the sum of the covalent radii; {chemical_symbols[a]}-{chemical_symbols[b]} {r:.3f} Å in {where}"
     return Finding(severity, "overlapping atoms", text, tuple(origins), f"Look at positions, cell and pbc. {REMOVE}")
 
 
-def _distances(frames: Sequence[Labelled], shortest: dict[tuple[int, int], tuple[float, str]]) -> Finding:
+def _distances(frames: Sequence[Labelled], shortest: dict[tuple[int, int], tuple[float, Origin]]) -> Finding:
     numbers = sorted({int(z) for f in frames for z in set(f.atoms.numbers)})
     words = []
     for a, b in list(combinations_with_replacement(numbers, 2))[:20]:
-        r, where = shortest.get((a, b), (np.inf, ""))
-        near = f"{r:.2f} Å ({list_frames([where])})" if where else f"none within {CUTOFFS[-1]:g} Å"
+        near = f"none within {CUTOFFS[-1]:g} Å"
+        if (a, b) in shortest:
+            r, where = shortest[a, b]
+            near = f"{r:.2f} Å ({list_frames([where])})"
         words.append(f"{chemical_symbols[a]}-{chemical_symbols[b]} {near}")
     return Finding("note", "shortest distances", ", ".join(words))
 

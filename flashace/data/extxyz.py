@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.io.extxyz import key_val_str_to_dict, read_xyz
 from ase.io.formats import open_with_compression
 
+from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
 
 LONGEST_LINE = 2 * 10**6  # characters; ASE takes up to six seconds for such a line of keys
@@ -77,7 +78,7 @@ class _Lines:
 
     def wrong(self, expected: str, mend: str) -> FlashACEError:
         """The error to raise about the line that was read last."""
-        return FlashACEError(f"{self.path}#{self.frame}, line {self.number}: expected {expected}; {mend}")
+        return FlashACEError(f"{Origin(str(self.path), self.frame)}, line {self.number}: expected {expected}; {mend}")
 
 
 def _frame(header: str, lines: _Lines) -> Atoms:

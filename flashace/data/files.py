@@ -14,6 +14,7 @@ from ase.io.bundletrajectory import BundleTrajectory
 from ase.io.formats import filetype
 
 from flashace.data.extxyz import read_extxyz
+from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
 
 # the first of these in a folder counts
@@ -22,8 +23,8 @@ LMDB = (".aselmdb", ".lmdb")
 SINGLE = (".extxyz", ".xyz", ".traj", ".db")  # not looked for in folders
 
 
-def structures(paths: Iterable[str | Path]) -> Iterator[tuple[Atoms, str]]:
-    """Every structure of every file, as ASE reads it, and where it stands ("train.extxyz#17"); nothing is kept in memory.
+def structures(paths: Iterable[str | Path]) -> Iterator[tuple[Atoms, Origin]]:
+    """Every structure of every file, as ASE reads it, and where it stands; nothing is kept in memory.
 
     A file may be of any format that ASE reads. Of a folder, these are read at any depth, in the order of their names: one `vasprun.xml` or
     else `OUTCAR` of each folder (also `.gz`, `.bz2`, `.xz`), with all ionic steps, and all files `*.aselmdb` and `*.lmdb`.
@@ -33,7 +34,7 @@ def structures(paths: Iterable[str | Path]) -> Iterator[tuple[Atoms, str]]:
     for path in paths:
         for file in files_of(Path(path)):
             for i, atoms in enumerate(_read(file)):
-                yield atoms, f"{file}#{i}"
+                yield atoms, Origin(str(file), i)
 
 
 def files_of(path: Path) -> list[Path]:

@@ -7,53 +7,86 @@ Whatever is contradictory, not finite or of the wrong shape is an error that nam
 """
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols
-from ase.stress import voigt_6_to_full_3x3_stress
 
 from flashace.data.files import structures
+from flashace.data.labels import EVER, LABELS
 from flashace.data.lazy import take
+from flashace.data.origin import Fault, FrameError, Origin
+from flashace.data.sound import check_structure
+from flashace.data.sources import NO_KEY, source_groups, sources_in, unused_in, value_of
 from flashace.errors import FlashACEError
-from flashace.structure.neighbors import FARTHEST
-
-LABELS = ("energy", "forces", "stress")
-NO_KEY = "none"  # as the name of a key: this label is left out
-LARGEST = 1e15  # eV, eV/Å, eV/Å³: beyond any label, and its square is still a number of float32
-FLATTEST = 1e-3  # Å
-WEIGHT = re.compile(r"(config_)?((energy|forces?|stress|virials?)_)?weights?", re.IGNORECASE)  # of frames, for other programs
 
 
-@dataclass(frozen=True)
-class LabelKeys:
+class LabelKeys(Mapping[str, str | None]):
     """Names that the user gives to labels; `None` looks for `REF_*` and then at the calculator results, "none" leaves the label out.
 
-    A key is looked up in `info`, `arrays` (forces alone) and calculator results. A stress key with "virial" in its name holds virials.
+    A key is looked up in `info`, `arrays` (labels of atoms alone) and calculator results. A stress key with "virial" in its name holds
+    virials. Raises FlashACEError for the name of no label.
     """
 
-    energy: str | None = None
-    forces: str | None = None
-    stress: str | None = None
+    def __init__(self, **keys: str | None) -> None:
+        unknown = keys.keys() - LABELS.keys()
+        if unknown:
+            raise FlashACEError(f"keys of labels: expected some of {', '.join(LABELS)}, got {', '.join(sorted(unknown))}; correct them")
+        self._named = keys
+
+    def __getitem__(self, label: str) -> str | None:
+        return self._named.get(LABELS[label].name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(LABELS)
+
+    def __len__(self) -> int:
+        return len(LABELS)
+
+
+NO_KEYS = LabelKeys()
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """One frame and what is known about it; `None` is a label that the frame does not have."""
+    """One frame and what is known about it; `None` is a label that the frame does not have.
+
+    The first three are those of any potential, whose physics the code knows by name. `label` gives any of the table.
+    """
 
     atoms: Atoms  # as read: with its info, arrays and calculator results
     energy: float | None  # eV, total
     forces: np.ndarray | None  # [N, 3] eV/Å, constraints not applied
     stress: np.ndarray | None  # [3, 3] eV/Å³, ASE's sign, symmetric
     config_type: str  # info["config_type"], "" where there is none
-    origin: str  # "train.extxyz#17": file and position in it, counted from 0
+    origin: Origin
+    others: Mapping[str, Any] = field(default_factory=dict)  # further labels of the table, those that the frame has
+
+    @classmethod
+    def of(cls, atoms: Atoms, labels: Mapping[str, Any], config_type: str, origin: Origin) -> "Labelled":
+        """From labels by name; None, and what is not there, is missing."""
+        others = {name: value for name, value in labels.items() if name not in EVER and value is not None}
+        return cls(atoms, labels.get("energy"), labels.get("forces"), labels.get("stress"), config_type, origin, others)
+
+    def label(self, name: str) -> Any:
+        """A label by its name in the table; None where the frame does not have it."""
+        return getattr(self, name) if name in EVER else self.others.get(name)
+
+    def without(self, name: str) -> "Labelled":
+        """The same frame, which no longer has this label."""
+        if name in EVER:
+            return replace(self, **{name: None})  # type: ignore[arg-type]
+        return replace(self, others={other: value for other, value in self.others.items() if other != name})
+
+    @property
+    def is_isolated_atom(self) -> bool:
+        """Whether config_type says so: IsolatedAtom, isolated_atom, …"""
+        return self.config_type.lower().replace("_", "") == "isolatedatom"
 
 
 @dataclass(frozen=True)
@@ -73,17 +106,15 @@ class LabelSummary:
     """
 
     frames: int
-    energy: LabelCount
-    forces: LabelCount
-    stress: LabelCount
+    counts: Mapping[str, LabelCount]  # of each label of the table
     unused: dict[str, int] = field(default_factory=dict)
 
 
 def read_labelled(
     paths: str | Path | Sequence[str | Path],
-    keys: LabelKeys = LabelKeys(),
+    keys: LabelKeys = NO_KEYS,
     required: Sequence[str] = ("energy", "forces"),
-    complain: Callable[[str], Any] | None = None,
+    complain: Callable[[Fault], Any] | None = None,
 ) -> tuple[list[Labelled], LabelSummary]:
     """All frames of one or several files or folders (`structures` says which), with their labels and a summary of the sources.
 
@@ -92,7 +123,7 @@ def read_labelled(
     (6, 9 or 3×3 numbers) become stress = −virial / volume, and must agree with a stress of the same frame. Where a frame is not periodic in
     three directions, a stress of nothing but zeros, or of nothing but NaN, is none.
 
-    `complain` is told what is wrong with single frames, which then lose that label or, where the structure itself is broken, are left out.
+    `complain` hears of the faults of single frames, which then lose that label or, where the structure itself is broken, are left out.
 
     Raises FlashACEError for a file that cannot be read or is empty, an explicit key that no frame has, a required label
     that no frame has, and, unless there is `complain`, a file in which some frames have a label under another name than the rest, a frame
@@ -112,30 +143,36 @@ class Labeller:
     Arguments and errors are those of `read_labelled`.
     """
 
-    def __init__(self, keys: LabelKeys, required: Sequence[str], paths: Sequence[str | Path], complain: Callable[[str], Any] | None = None):
+    def __init__(
+        self, keys: LabelKeys, required: Sequence[str], paths: Sequence[str | Path], complain: Callable[[Fault], Any] | None = None
+    ):
         self.required, self.where, self.complain = required, _listed(paths), complain
         self.frames = self.atoms = 0  # looked at
         self._any = False
-        self._keys = {label: getattr(keys, label) for label in LABELS}
-        self._groups = {label: _source_groups(label, key) for label, key in self._keys.items()}
+        self._keys = keys
+        self._groups = {name: source_groups(label, keys[name]) for name, label in LABELS.items()}
         self._best: Counter[tuple[str, str, int]] = Counter()  # file, label, first group of sources that a frame has -> frames
         self._chosen: dict[tuple[str, str], int] = {}  # file, label -> group
         self._counts = {label: (Counter[str](), Counter[str]()) for label in LABELS}  # used, ignored
         self._unused: Counter[str] = Counter()
         self._places: dict[str, set[str]] = {"info": set(), "arrays": set(), "calculator results": set()}
 
-    def look(self, atoms: Atoms, origin: str) -> bool:
+    def look(self, atoms: Atoms, origin: Origin) -> bool:
         """What sources a frame has; False where its structure is broken and there is `complain`, so that it has to be left out."""
         self._any = True
-        if not _allowed(self.complain, _check_structure, atoms, origin):
+        try:
+            check_structure(atoms, origin)
+        except FrameError as error:
+            if self.complain is None:
+                raise
+            self.complain(error.fault)
             return False
         self.frames, self.atoms = self.frames + 1, self.atoms + len(atoms)
-        file = _file_of(origin)
         for label, groups in self._groups.items():
-            best = next((i for i, group in enumerate(groups) if _sources_in(atoms, label, group)), None)
+            best = next((i for i, group in enumerate(groups) if sources_in(atoms, LABELS[label], group)), None)
             if best is not None:
-                self._best[file, label, best] += 1
-        self._unused.update(_unused_in(atoms))
+                self._best[origin.file, label, best] += 1
+        self._unused.update(unused_in(atoms))
         results = getattr(atoms.calc, "results", {})
         for place, names in zip(self._places.values(), (atoms.info, atoms.arrays, results), strict=True):
             place.update(map(str, names))
@@ -181,36 +218,42 @@ class Labeller:
             f"rename them to one, or name with --{label}-key the one to read, so that the others are left out (`flashace check` lists them)"
         )
 
-    def label(self, atoms: Atoms, origin: str) -> Labelled:
+    def label(self, atoms: Atoms, origin: Origin) -> Labelled:
         """The frame with its labels."""
         values = {label: self._value(label, atoms, origin) for label in LABELS}
-        return Labelled(atoms, **values, config_type=str(atoms.info.get("config_type", "")), origin=origin)
+        return Labelled.of(atoms, values, str(atoms.info.get("config_type", "")), origin)
 
     def summary(self) -> LabelSummary:
         """Where the labels of all frames so far were found."""
         counts = {label: LabelCount(dict(used), dict(ignored)) for label, (used, ignored) in self._counts.items()}
-        return LabelSummary(self.frames, **counts, unused=dict(self._unused))
+        return LabelSummary(self.frames, counts, unused=dict(self._unused))
 
-    def _value(self, label: str, atoms: Atoms, origin: str) -> Any:
+    def _value(self, label: str, atoms: Atoms, origin: Origin) -> Any:
         groups = self._groups[label]
-        chosen = self._chosen.get((_file_of(origin), label))
+        chosen = self._chosen.get((origin.file, label))
         if chosen is None:  # no frame of this file has it
             return None
-        sources = _sources_in(atoms, label, groups[chosen])
+        sources = sources_in(atoms, LABELS[label], groups[chosen])
         if not sources:
             self._count_as_lost(label, atoms, origin, chosen)
             return None
-        if self.complain is not None and not _allowed(self.complain, _value, label, atoms, sources, origin):
+        try:
+            value = value_of(LABELS[label], atoms, sources, origin)
+        except FrameError as error:
+            if self.complain is None:
+                raise
+            self.complain(error.fault)
             return None
         self._counts[label][0].update(sources[:1])
-        return _value(label, atoms, sources, origin)
+        return value
 
-    def _count_as_lost(self, label: str, atoms: Atoms, origin: str, chosen: int) -> None:
-        lost = _sources_in(atoms, label, chain(*self._groups[label][chosen + 1 :]))[:1]
+    def _count_as_lost(self, label: str, atoms: Atoms, origin: Origin, chosen: int) -> None:
+        lost = sources_in(atoms, LABELS[label], chain(*self._groups[label][chosen + 1 :]))[:1]
         self._counts[label][1].update(lost)
         if lost and self.complain is not None and self._keys[label] is None:
             expected = " or ".join(self._groups[label][chosen])
-            self.complain(f"{origin}: expected {label} under one name in this file, {expected}, got {lost[0]}; rename it in these frames")
+            text = f"expected {label} under one name in this file, {expected}, got {lost[0]}"
+            self.complain(Fault(origin, "other name", f"{label} under {expected}", text, "rename it in these frames"))
 
     def _keys_that_exist(self) -> str:
         places = {**self._places, "arrays": self._places["arrays"] - {"numbers", "positions"}}
@@ -223,10 +266,10 @@ def isolated_atom_energies(frames: Sequence[Labelled]) -> tuple[dict[str, float]
     Raises FlashACEError for such a frame with several atoms or no energy, and for two energies of one element.
     """
     tolerance = 1e-4  # eV; the same calculation, printed with fewer digits
-    first: dict[str, tuple[float, str]] = {}
+    first: dict[str, tuple[float, Origin]] = {}
     isolated = np.zeros(len(frames), dtype=bool)
     for i, frame in enumerate(frames):
-        isolated[i] = frame.config_type.lower().replace("_", "") == "isolatedatom"
+        isolated[i] = frame.is_isolated_atom
         if not isolated[i]:
             continue
         if len(frame.atoms) != 1 or frame.energy is None:
@@ -309,7 +352,7 @@ def _parted(frames: Sequence[Labelled], drawn: Sequence[int]) -> tuple[Sequence[
     return take(frames, np.flatnonzero(~valid)), take(frames, np.flatnonzero(valid))
 
 
-def frames_in_both(train: Sequence[Labelled], valid: Sequence[Labelled]) -> list[str]:
+def frames_in_both(train: Sequence[Labelled], valid: Sequence[Labelled]) -> list[Origin]:
     """Origins of the validation frames whose structure, atom for atom, is that of a training frame. Frames of shards are not looked at."""
     if not (isinstance(train, list) and isinstance(valid, list)):
         return []
@@ -329,166 +372,11 @@ def content_hash(frames: Iterable[Labelled]) -> str:
     for frame in frames:
         atoms = frame.atoms
         digest.update(np.asarray([len(atoms), *atoms.numbers, *atoms.pbc], dtype="<i8").tobytes())
-        for numbers in (atoms.positions, atoms.cell.array, frame.energy, frame.forces, frame.stress):
+        for numbers in (atoms.positions, atoms.cell.array, *(frame.label(name) for name in EVER)):
             digest.update(b"none" if numbers is None else np.asarray(numbers, dtype="<f8").tobytes())
+        for name, numbers in sorted(frame.others.items()):  # with their names: data without them keeps the hash that it always had
+            digest.update(name.encode() + np.asarray(numbers, dtype="<f8").tobytes())
     return digest.hexdigest()
-
-
-def lookup(atoms: Atoms, source: str) -> Any:
-    """What a source such as `REF_energy` or `calculator energy` holds; None where the frame does not have it."""
-    place, _, name = source.rpartition(" ")
-    if place == "calculator":
-        return getattr(atoms.calc, "results", {}).get(name)
-    return atoms.info.get(source, atoms.arrays.get(source))
-
-
-def _check_structure(atoms: Atoms, origin: str) -> None:
-    if len(atoms) == 0:
-        raise FlashACEError(f"{origin}: expected at least one atom, got an empty frame; remove it")
-    for name, numbers in (("positions", atoms.positions), ("cell", atoms.cell.array)):
-        if not np.isfinite(numbers).all():
-            raise FlashACEError(f"{origin}: expected finite {name}, got NaN or infinity; repair or remove this frame")
-        if (np.abs(numbers) > FARTHEST).any():
-            raise FlashACEError(
-                f"{origin}: expected {name} of at most {FARTHEST:g} Å, got {np.abs(numbers).max():g}; repair or remove this frame"
-            )
-    if _collapsed(atoms.cell.array):
-        raise FlashACEError(
-            f"{origin}: expected lattice vectors that span a cell, got {atoms.cell.array.tolist()}, which is flatter than {FLATTEST:g} Å; "
-            "repair or remove this frame"
-        )
-    unknown = atoms.numbers[(atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols))]
-    if len(unknown):
-        raise FlashACEError(
-            f"{origin}: expected atomic numbers from 1 to {len(chemical_symbols) - 1}, got {unknown[0]}"
-            f"{' (the symbol X)' if unknown[0] == 0 else ''}; correct or remove this frame"
-        )
-
-
-def _collapsed(cell: np.ndarray) -> bool:
-    """Whether the lattice vectors, those of length zero aside, depend on each other or nearly so."""
-    longest = float(np.sqrt((cell * cell).sum(1).max()))
-    if abs(np.linalg.det(cell)) > FLATTEST * longest**2 > 0:  # no height is less than volume / longest²
-        return False
-    vectors = cell[cell.any(1)]
-    return len(vectors) > 0 and float(np.linalg.svd(vectors, compute_uv=False).min()) < FLATTEST
-
-
-def _allowed(complain: Callable[[str], Any] | None, check: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether `check` raises nothing; what it raises goes to `complain`, where there is one."""
-    try:
-        check(*arguments)
-    except FlashACEError as error:
-        if complain is None:
-            raise
-        complain(str(error))
-        return False
-    return True
-
-
-def _source_groups(label: str, key: str | None) -> list[tuple[str, ...]]:
-    reference, results = {
-        "energy": (("REF_energy",), ("calculator free_energy", "calculator energy")),
-        "forces": (("REF_forces",), ("calculator forces",)),
-        "stress": (("REF_stress", "REF_virial", "REF_virials"), ("calculator stress", "virial", "virials")),
-    }[label]
-    explicit = () if key == NO_KEY else (str(key), f"calculator {key}")
-    return [reference, results] if key is None else [explicit, reference, results]
-
-
-def _sources_in(atoms: Atoms, label: str, sources: Iterable[str]) -> list[str]:
-    """Those of `sources` that this frame has; the first is the one to use."""
-    have = [source for source in sources if _has(atoms, label, source)]
-    if {"calculator free_energy", "calculator energy"} <= set(have) and lookup(atoms, "calculator forces") is None:
-        have.remove("calculator free_energy")  # it comes first only for the sake of the forces
-    return have
-
-
-def _has(atoms: Atoms, label: str, source: str) -> bool:
-    """Whether a frame has this label there. One number per atom is no energy of a frame, and neither is its stress made of columns."""
-    value = lookup(atoms, source)
-    if value is None or label == "forces":
-        return value is not None
-    if source not in atoms.info and source in atoms.arrays:
-        return False
-    if label == "stress" and not (atoms.pbc.all() and atoms.cell.rank == 3):
-        numbers = np.asarray(value)
-        return not (
-            numbers.dtype.kind in "iuf" and (not numbers.any() or np.isnan(numbers).all())
-        )  # how some programs write that there is none
-    return True
-
-
-def _file_of(origin: str) -> str:
-    return origin.rpartition("#")[0]
-
-
-def _unused_in(atoms: Atoms) -> list[str]:
-    """What one could think is read, and is not: weights other than 1, and virials of single atoms."""
-    weights = [str(name) for name, value in atoms.info.items() if WEIGHT.fullmatch(str(name)) and np.any(np.asarray(value) != 1)]
-    per_atom = [f"{name} of each atom" for name in atoms.arrays if WEIGHT.fullmatch(name) or name.lower() in ("virial", "virials")]
-    return weights + per_atom
-
-
-def _value(label: str, atoms: Atoms, sources: list[str], origin: str) -> Any:
-    """The label in our units and shape from the first of `sources`; the others of a stress must agree with it."""
-    if label == "stress":
-        return _stress(atoms, sources, origin)
-    numbers = _numbers(atoms, sources[0], origin)
-    if label == "energy" and numbers.size == 1:
-        return float(numbers.item())
-    if label == "forces" and numbers.shape == (len(atoms), 3):
-        return numbers
-    expected = "one number" if label == "energy" else f"shape ({len(atoms)}, 3)"
-    raise FlashACEError(f"{origin}: {sources[0]}: expected {expected}, got shape {numbers.shape}; correct it or name another --{label}-key")
-
-
-def _stress(atoms: Atoms, sources: list[str], origin: str) -> np.ndarray:
-    if atoms.cell.rank < 3:
-        raise FlashACEError(
-            f"{origin}: {sources[0]}: a stress needs a cell with three vectors, got {atoms.cell.rank}; "
-            "add the cell, remove the stress of this frame, or leave out all stress with --stress-key none"
-        )
-    values = [_stress_from(source, atoms, origin) for source in sources]
-    for source, value in zip(sources, values, strict=True):
-        if not _agree(value, values[0]):
-            raise FlashACEError(
-                f"{origin}: expected {sources[0]} and {source} to agree as stress = -virial / volume, got xx, yy, zz = "
-                f"{np.diag(values[0])} and {np.diag(value)} eV/Å³; name the right one with --stress-key"
-            )
-    return values[0]
-
-
-def _stress_from(source: str, atoms: Atoms, origin: str) -> np.ndarray:
-    numbers = _numbers(atoms, source, origin)
-    if numbers.shape not in [(6,), (9,), (3, 3)]:
-        raise FlashACEError(
-            f"{origin}: {source}: expected 6 numbers (xx, yy, zz, yz, xz, xy), 9 or 3×3, got shape {numbers.shape}; "
-            "correct it or name another --stress-key"
-        )
-    tensor = voigt_6_to_full_3x3_stress(numbers) if numbers.size == 6 else numbers.reshape(3, 3)
-    if "virial" in source.lower():
-        tensor = -tensor / atoms.get_volume()
-    if not _agree(tensor, tensor.T):
-        raise FlashACEError(f"{origin}: {source}: expected a symmetric tensor, got {numbers.tolist()}; correct or remove this frame")
-    return (tensor + tensor.T) / 2
-
-
-def _agree(one: np.ndarray, other: np.ndarray) -> bool:
-    return np.allclose(one, other, rtol=1e-3, atol=1e-4)  # eV/Å³ (16 MPa): numbers printed with few digits
-
-
-def _numbers(atoms: Atoms, source: str, origin: str) -> np.ndarray:
-    value = np.asarray(lookup(atoms, source))
-    if value.dtype.kind not in "iuf":
-        raise FlashACEError(f"{origin}: {source}: expected numbers, got {value.tolist()!r:.80}; correct this frame")
-    if not np.isfinite(value).all():
-        raise FlashACEError(f"{origin}: {source}: expected finite numbers, got NaN or infinity; repair or remove this frame")
-    if (np.abs(value) > LARGEST).any():
-        raise FlashACEError(
-            f"{origin}: {source}: expected numbers up to {LARGEST:g}, got {np.abs(value).max():g}; repair or remove this frame"
-        )
-    return value.astype(float)
 
 
 def _listed(names: Iterable[Any]) -> str:

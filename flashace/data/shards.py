@@ -8,7 +8,7 @@ import os
 import shutil
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,36 +18,36 @@ from typing import Annotated, Any, overload
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from flashace.data.files import structures
-from flashace.data.frames import LABELS, LabelCount, LabelKeys, Labelled, Labeller, LabelSummary, content_hash, read_labelled
+from flashace.data.frames import NO_KEYS, LabelCount, LabelKeys, Labelled, Labeller, LabelSummary, content_hash, read_labelled
+from flashace.data.labels import EVER, LABELS, Label
 from flashace.data.lazy import take
+from flashace.data.origin import Fault, Origin
 from flashace.errors import FlashACEError
 from flashace.files import to_disk, undone_by_signals
 
 FORMAT = 1
-NO_KEYS = LabelKeys()
 MANIFEST = "manifest.json"
 BLOCK = 2**22  # bytes read at once for a checksum
 TOLD = 1000  # frames between two reports of progress
 # type and shape of one row. NaN is a label that a frame does not have
-PER_ATOM: dict[str, tuple[str, tuple[int, ...]]] = {"numbers": ("|u1", ()), "positions": ("<f8", (3,)), "forces": ("<f8", (3,))}
-PER_FRAME: dict[str, tuple[str, tuple[int, ...]]] = {
+Shapes = dict[str, tuple[str, tuple[int, ...]]]
+OF_ATOMS: Shapes = {"numbers": ("|u1", ()), "positions": ("<f8", (3,))}
+OF_FRAMES: Shapes = {
     "cell": ("<f8", (3, 3)),
     "pbc": ("|b1", (3,)),
-    "energy": ("<f8", ()),
-    "stress": ("<f8", (3, 3)),
     "config_type": ("<i4", ()),  # place in the manifest's list
     "origin": ("<i8", (2,)),  # place of the file in the manifest's list, and of the frame in the file
 }
-UNITS = {"positions": "Å", "cell": "Å", "energy": "eV", "forces": "eV/Å", "stress": "eV/Å³"}
+UNITS = {"positions": "Å", "cell": "Å", **{name: label.unit for name, label in LABELS.items()}}
 
 
 class Shards(Sequence[Labelled]):
     """The frames of a folder that `convert` made, read from its arrays when asked for; nothing is kept.
 
-    Their `atoms` have no calculator: the labels stand in `REF_energy`, `REF_forces` and `REF_stress`, besides `config_type`.
+    Their `atoms` have no calculator: the labels stand in `REF_energy`, `REF_forces` and so on, besides `config_type`.
     Raises FlashACEError for a folder that is not whole or of another version, when it is opened; and from then on for what is no frame,
     so also where another program cuts off a file that is open (what is mapped into memory would end the process with SIGBUS).
     """
@@ -56,7 +56,9 @@ class Shards(Sequence[Labelled]):
         """`checked`: another process has compared the checksums a moment ago."""
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
-        sizes = _shapes(self.manifest["frames"], self.manifest["atoms"])
+        self._labels = _labels_of(self.manifest)
+        self._of_atoms, self._of_frames = _rows(self._labels)
+        sizes = _shapes(self.manifest["frames"], self.manifest["atoms"], self._labels)
         self._arrays = {name: _Rows(self.folder / f"{name}.npy", *expected) for name, expected in sizes.items()}
         if not checked:
             for name, checksum in self.manifest.get("crc32", {}).items():
@@ -81,8 +83,8 @@ class Shards(Sequence[Labelled]):
         first, end = self._arrays["offsets"].read(i, 2).tolist()
         if not 0 <= first < end <= self.manifest["atoms"]:
             raise self._broken(i, f"atoms {first} to {end} of {self.manifest['atoms']}")
-        row = {name: self._arrays[name].read(first, end - first) for name in PER_ATOM}
-        row |= {name: self._arrays[name].read(i, 1)[0] for name in PER_FRAME}
+        row = {name: self._arrays[name].read(first, end - first) for name in self._of_atoms}
+        row |= {name: self._arrays[name].read(i, 1)[0] for name in self._of_frames}
         (file, place), kind = row["origin"].tolist(), int(row["config_type"])
         if not (0 <= kind < len(self.manifest["config_types"]) and 0 <= file < len(self.manifest["files"])):
             raise self._broken(i, f"config_type {kind} and file {file} of the manifest")
@@ -92,28 +94,28 @@ class Shards(Sequence[Labelled]):
             raise self._broken(i, "a cell that is not finite")
         config_type = self.manifest["config_types"][kind]
         atoms = Atoms(row["numbers"], row["positions"], cell=row["cell"], pbc=row["pbc"])
-        energy, forces, stress = (_known(row[label]) for label in LABELS)
         if config_type:
             atoms.info["config_type"] = config_type
-        for name, value, holder in (("energy", energy, atoms.info), ("forces", forces, atoms.arrays), ("stress", stress, atoms.info)):
+        values: dict[str, Any] = {}
+        for label in self._labels:
+            value = _known(row[label.name])
             if value is not None:
-                holder[f"REF_{name}"] = value
-        origin = f"{self.manifest['files'][file]}#{place}"
-        return Labelled(atoms, None if energy is None else float(energy), forces, stress, config_type, origin)
+                (atoms.arrays if label.per_atom else atoms.info)[f"REF_{label.name}"] = value
+                values[label.name] = value if label.shape_in(len(atoms)) else float(value)
+        return Labelled.of(atoms, values, config_type, Origin(self.manifest["files"][file], place))
 
     def _broken(self, i: int, got: str) -> FlashACEError:
         return FlashACEError(f"{self.folder}: frame {i}: expected atoms, got {got}: these shards are damaged; convert the files again")
 
     def summary(self) -> LabelSummary:
         """Where `convert` found the labels."""
-        energy, forces, stress = (LabelCount(**self.manifest["labels"][label]) for label in LABELS)
-        return LabelSummary(len(self), energy, forces, stress)
+        return LabelSummary(len(self), {name: LabelCount(**self.manifest["labels"].get(name, {})) for name in LABELS})
 
     def check(self, keys: LabelKeys, required: Iterable[str]) -> None:
         """Raises FlashACEError where the labels were not taken from these keys, or where required ones are missing."""
         for label in LABELS:
-            key, used = getattr(keys, label), self.manifest["labels"][label]["used"]
-            known = key is None or key == self.manifest["keys"][label] or (used and set(used) <= {key, f"calculator {key}"})
+            key, used = keys[label], self.manifest["labels"].get(label, {}).get("used", {})
+            known = key is None or key == self.manifest["keys"].get(label) or (used and set(used) <= {key, f"calculator {key}"})
             if not known:
                 raise FlashACEError(
                     f"{self.folder}: expected {label} under the key {key!r}, but `flashace convert` took it from "
@@ -130,7 +132,7 @@ def read_data(
     paths: str | Path | Sequence[str | Path],
     keys: LabelKeys = NO_KEYS,
     required: Sequence[str] = ("energy", "forces"),
-    complain: Callable[[str], Any] | None = None,
+    complain: Callable[[Fault], Any] | None = None,
 ) -> tuple[Sequence[Labelled], LabelSummary]:
     """The frames of one folder of shards, left on disk, or what `read_labelled` reads; and the summary of the sources.
 
@@ -151,7 +153,7 @@ def read_data(
 
 def is_shards(path: str | Path) -> bool:
     """Whether a folder was made by `convert`."""
-    return (Path(path) / MANIFEST).is_file() and any((Path(path) / f"{name}.npy").is_file() for name in _shapes(0, 0))
+    return (Path(path) / MANIFEST).is_file() and any((Path(path) / f"{name}.npy").is_file() for name in _shapes(0, 0, LABELS.values()))
 
 
 def convert(
@@ -202,7 +204,7 @@ def _check_places(paths: Sequence[str | Path], folder: Path, overwrite: bool) ->
     if folder.exists() and not (overwrite and is_shards(folder)):
         mend = "name another, or say --overwrite" if is_shards(folder) else "name a folder that does not exist"
         raise FlashACEError(f"{folder}: expected a new folder for the shards, but it is there already; {mend}")
-    others = sorted({path.name for path in folder.glob("*")} - {MANIFEST, *(f"{name}.npy" for name in _shapes(0, 0))})
+    others = sorted({path.name for path in folder.glob("*")} - {MANIFEST, *(f"{name}.npy" for name in _shapes(0, 0, LABELS.values()))})
     if others:
         raise FlashACEError(
             f"{folder}: expected nothing but shards in the folder to overwrite, got {', '.join(others[:5])}; move them elsewhere"
@@ -223,7 +225,7 @@ def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: 
     config_types: dict[str, int] = {}
     files: dict[str, int] = {}
     elements = np.zeros(256, dtype=np.int64)
-    shapes = _shapes(labeller.frames, labeller.atoms)
+    shapes = _shapes(labeller.frames, labeller.atoms, LABELS.values())
     done = np.zeros(2, dtype=np.int64)  # frames, atoms
 
     def written(stack: ExitStack) -> Iterator[Labelled]:
@@ -237,19 +239,18 @@ def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: 
             nonlocal elements
             elements += np.bincount(atoms.numbers, minlength=256)
             done[:] += 1, len(atoms)
-            file, _, place = origin.rpartition("#")
-            row = {
+            row: dict[str, Any] = {
                 "offsets": done[1],
                 "numbers": atoms.numbers,
                 "positions": atoms.positions,
                 "cell": atoms.cell.array,
                 "pbc": atoms.pbc,
-                "energy": np.nan if frame.energy is None else frame.energy,
-                "forces": np.full((len(atoms), 3), np.nan) if frame.forces is None else frame.forces,
-                "stress": np.full((3, 3), np.nan) if frame.stress is None else frame.stress,
                 "config_type": config_types.setdefault(frame.config_type, len(config_types)),
-                "origin": (files.setdefault(file, len(files)), int(place)),
+                "origin": (files.setdefault(origin.file, len(files)), origin.index),
             }
+            for label, its in LABELS.items():
+                value = frame.label(label)
+                row[label] = np.full(its.shape_in(len(atoms)), np.nan) if value is None else value
             for name, values in row.items():
                 arrays[name].write(np.ascontiguousarray(values, dtype=shapes[name][0]).tobytes())
             if done[0] % TOLD == 0:
@@ -269,8 +270,8 @@ def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: 
         "atoms": labeller.atoms,
         "sha256": sha256,
         "elements": {chemical_symbols[z]: int(elements[z]) for z in np.flatnonzero(elements)},
-        "keys": asdict(keys),
-        "labels": {label: asdict(getattr(labeller.summary(), label)) for label in LABELS},
+        "keys": dict(keys),
+        "labels": {label: asdict(count) for label, count in labeller.summary().counts.items()},
         "units": UNITS,
         "config_types": list(config_types),
         "files": list(files),
@@ -279,13 +280,27 @@ def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: 
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
 
 
-def _shapes(frames: int, atoms: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _rows(labels: Iterable[Label]) -> tuple[Shapes, Shapes]:
+    """Type and shape of one row of the arrays that have a row per atom, and of those that have one per frame."""
+    of_atoms, of_frames = OF_ATOMS.copy(), OF_FRAMES.copy()
+    for label in labels:
+        (of_atoms if label.per_atom else of_frames)[label.name] = "<f8", label.shape
+    return of_atoms, of_frames
+
+
+def _shapes(frames: int, atoms: int, labels: Iterable[Label]) -> Shapes:
     """Type and shape of every array."""
+    of_atoms, of_frames = _rows(labels)
     return {
         "offsets": ("<i8", (frames + 1,)),
-        **{name: (dtype, (atoms, *row)) for name, (dtype, row) in PER_ATOM.items()},
-        **{name: (dtype, (frames, *row)) for name, (dtype, row) in PER_FRAME.items()},
+        **{name: (dtype, (atoms, *row)) for name, (dtype, row) in of_atoms.items()},
+        **{name: (dtype, (frames, *row)) for name, (dtype, row) in of_frames.items()},
     }
+
+
+def _labels_of(manifest: Mapping[str, Any]) -> list[Label]:
+    """Those of the table that these shards have: earlier versions knew fewer."""
+    return [label for name, label in LABELS.items() if name in manifest["labels"]]
 
 
 Number = Annotated[int, Field(ge=0)]
@@ -300,16 +315,11 @@ class _Count(_Strict):
     ignored: dict[str, Number]
 
 
-class _Keys(_Strict):
-    energy: str | None
-    forces: str | None
-    stress: str | None
-
-
-class _Labels(_Strict):
-    energy: _Count
-    forces: _Count
-    stress: _Count
+def _with_those_of_every_version(of_labels: dict[str, Any]) -> dict[str, Any]:
+    lacking = [name for name in EVER if name not in of_labels]
+    if lacking:
+        raise ValueError(f"expected {', '.join(EVER)}, got nothing of {', '.join(lacking)}")
+    return of_labels
 
 
 class _Manifest(_Strict):
@@ -317,8 +327,8 @@ class _Manifest(_Strict):
 
     frames: Annotated[int, Field(ge=1, lt=2**48)]
     atoms: Annotated[int, Field(ge=1, lt=2**48)]
-    keys: _Keys
-    labels: _Labels
+    keys: Annotated[dict[str, str | None], AfterValidator(_with_those_of_every_version)]
+    labels: Annotated[dict[str, _Count], AfterValidator(_with_those_of_every_version)]
     config_types: list[str]
     files: list[str]
     crc32: dict[str, Number] = {}  # none in shards of earlier versions
@@ -339,7 +349,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         _Manifest.model_validate(manifest)
-        unknown = manifest.get("crc32", {}).keys() - _shapes(0, 0).keys()
+        unknown = manifest.get("crc32", {}).keys() - _shapes(0, 0, _labels_of(manifest)).keys()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise FlashACEError(

@@ -8,6 +8,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from flashace.data.frames import Labelled
+from flashace.data.labels import LABELS
 from flashace.errors import FlashACEError
 from flashace.structure.coordination import count_neighbours
 from flashace.structure.graph import Graph
@@ -17,13 +18,7 @@ BOUND, WEAK_BOND = 5.0, 2.0  # of `energy_bound`; the second in eV
 RANK = 1e-9  # singular values below this part of the largest one are zero
 
 
-@dataclass(frozen=True)
-class LossUnits:
-    """What counts as an error of one: energy in eV/atom, forces in eV/Å, stress in eV/Å³."""
-
-    energy: float
-    forces: float
-    stress: float
+LossUnits = dict[str, float]  # label -> what counts as an error of one, in its unit (energies in eV/atom)
 
 
 @dataclass(frozen=True)
@@ -97,18 +92,18 @@ def indistinct_elements(counts: np.ndarray, elements: Sequence[str]) -> list[lis
 
 
 def loss_units(frames: Sequence[Labelled]) -> LossUnits:
-    """Root mean squares of the force and stress components of the training frames.
+    """Root mean squares of the components of each label in the training frames, or what the table says instead.
 
     An energy error of one is the force unit times 1 Å: an error, per atom, as large as the labels, as it is of the other two.
     """
-    sums = {"forces": np.zeros(2), "stress": np.zeros(2)}  # of squares, and their number
+    sums = {name: np.zeros(2) for name, label in LABELS.items() if not label.as_large_as}  # of squares, and their number
     for frame in frames:
-        for label, total in sums.items():
-            values = getattr(frame, label)
+        for name, total in sums.items():
+            values = frame.label(name)
             if values is not None:
-                total += np.square(values).sum(), values.size
-    forces, stress = _rms(sums["forces"], least=1e-2), _rms(sums["stress"], least=1e-3)
-    return LossUnits(energy=forces, forces=forces, stress=stress)
+                total += np.square(values).sum(), np.size(values)
+    units = {name: _rms(total, LABELS[name].least) for name, total in sums.items()}
+    return {name: units[label.as_large_as or name] for name, label in LABELS.items()}
 
 
 def energy_bound(frames: Iterable[Labelled], atomic_energies: Mapping[str, float]) -> float:

@@ -1,19 +1,21 @@
 """Predictions and labels of frames in; mean absolute and root mean square errors per config_type and over all out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace.data.frames import LABELS, Labelled
+from flashace.data.frames import Labelled
+from flashace.data.labels import LABELS, Label
 from flashace.errors import FlashACEError
 
-UNITS = {"energy": "meV/atom", "forces": "meV/Å", "stress": "meV/Å³"}
+UNITS = {name: label.error_unit for name, label in LABELS.items()}
 
 
 class ErrorTable:
-    """Errors of energy per atom (meV/atom), of force components (meV/Å) and of the six stress components (meV/Å³).
+    """Errors of each label, component by component (`Label.components`): of energy per atom (meV/atom), of force components (meV/Å) and of
+    the six stress components (meV/Å³).
 
     A frame counts once in the energy, three times per atom in the forces and six times in the stress; a label that it
     does not have is not counted.
@@ -23,25 +25,23 @@ class ErrorTable:
         self._all = _Group()
         self._by_type: dict[str, _Group] = {}
 
-    def add(self, labelled: Labelled, energy: float | None, forces: np.ndarray | None, stress: np.ndarray | None = None) -> None:
-        """Counts one frame: predicted energy (eV, total), forces [N, 3] (eV/Å) and stress [3, 3] (eV/Å³).
+    def add(self, labelled: Labelled, predicted: Mapping[str, Any]) -> None:
+        """Counts one frame, of which this was predicted: energy (eV, total), forces [N, 3] (eV/Å), stress [3, 3] (eV/Å³).
 
         Raises FlashACEError where a label has no prediction or one of another shape.
         """
-        predicted = {"energy": energy, "forces": forces, "stress": stress}
         errors = {}
-        for label in LABELS:
-            known = getattr(labelled, label)
+        for name, label in LABELS.items():
+            known = labelled.label(name)
             if known is not None:
-                errors[label] = 1000 * _error(label, labelled, np.asarray(known), predicted[label])
+                errors[name] = 1000 * _error(label, labelled, np.asarray(known), predicted.get(name))
         for group in (self._all, self._by_type.setdefault(labelled.config_type, _Group())):
             group.add(errors)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per config_type, where there are several, and last the row "all".
 
-        A row has config_type, frames, energy_mae, energy_rmse, forces_mae, forces_rmse, stress_mae and stress_rmse; an
-        error is None where no frame has that label.
+        A row has config_type, frames and, of each label, energy_mae, energy_rmse and so on; an error is None where no frame has that label.
         """
         types = sorted(self._by_type) if len(self._by_type) > 1 else []
         return [self._by_type[name].row(name) for name in types] + [self._all.row("all")]
@@ -69,14 +69,12 @@ class _Group:
         return row
 
 
-def _error(label: str, labelled: Labelled, known: np.ndarray, predicted: Any) -> np.ndarray:
+def _error(label: Label, labelled: Labelled, known: np.ndarray, predicted: Any) -> np.ndarray:
     got = None if predicted is None else np.asarray(predicted, dtype=float)
     if got is None or got.shape != known.shape:
         came = "no prediction" if got is None else f"shape {got.shape}"
         raise FlashACEError(
-            f"{labelled.origin}: {label}: expected a prediction of shape {known.shape}, got {came}; evaluate every label that the frame has"
+            f"{labelled.origin}: {label.name}: expected a prediction of shape {known.shape}, got {came}; "
+            "evaluate every label that the frame has"
         )
-    error = got - known
-    if label == "energy":
-        return error / len(labelled.atoms)
-    return full_3x3_to_voigt_6_stress(error) if label == "stress" else error
+    return label.components(got - known, len(labelled.atoms))

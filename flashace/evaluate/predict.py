@@ -5,7 +5,7 @@ from typing import Any
 
 from flashace.backends.backend import Backend
 from flashace.backends.plain import Plain
-from flashace.data.frames import LABELS, Labelled
+from flashace.data.frames import Labelled
 from flashace.evaluate.metrics import ErrorTable
 from flashace.potential.derivatives import EdgeBudget
 from flashace.potential.model import AttentionACE
@@ -50,5 +50,5 @@ def error_rows(frames: Iterable[Labelled], predictions: Iterable[dict[str, Any]]
     """The rows of `ErrorTable` for these frames."""
     table = ErrorTable()
     for frame, prediction in zip(frames, predictions, strict=True):
-        table.add(frame, *(prediction[label] for label in LABELS))
+        table.add(frame, prediction)
     return table.rows()

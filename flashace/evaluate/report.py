@@ -12,13 +12,13 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from ase.stress import full_3x3_to_voigt_6_stress
 from rich.table import Table
 from rich.text import Text
 
-from flashace.data.frames import LABELS, Labelled, LabelSummary
+from flashace.data.frames import Labelled, LabelSummary
+from flashace.data.labels import LABELS, Label
 from flashace.errors import FlashACEError
-from flashace.evaluate.metrics import UNITS, ErrorTable
+from flashace.evaluate.metrics import ErrorTable
 from flashace.files import whole_file
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def label_table(summary: LabelSummary) -> Table:
     for name, justify in (("label", "left"), ("read from", "left"), ("frames", "right"), ("missing", "right")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for label in LABELS:
-        count = getattr(summary, label)
+        count = summary.counts[label]
         missing = summary.frames - sum(count.used.values())
         used = [(source, str(frames)) for source, frames in count.used.items()] or [("not found", "–")]
         for i, (source, shown) in enumerate(used):
@@ -56,15 +56,15 @@ def label_table(summary: LabelSummary) -> Table:
 def error_table(rows_of_sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     """MAE and RMSE per set and config_type from the rows of `ErrorTable`; a label that no frame has gets no column."""
     every_row = [row for rows in rows_of_sets.values() for row in rows]
-    shown = [label for label in LABELS if any(row[f"{label}_rmse"] is not None for row in every_row)]
+    shown = [label for label in LABELS if any(row.get(f"{label}_rmse") is not None for row in every_row)]
     table = Table("set", title="Errors: MAE / RMSE", title_justify="left")
     table.add_column("config_type", overflow="fold")  # on a narrow terminal it takes several lines, whole
     table.add_column("frames", justify="right")
     for label in shown:
-        table.add_column(f"{label}\n{UNITS[label]}", justify="right", overflow="fold")
+        table.add_column(f"{label}\n{LABELS[label].error_unit}", justify="right", overflow="fold")
     for name, rows in rows_of_sets.items():
         for row in rows:
-            errors = [_pair(row[f"{label}_mae"], row[f"{label}_rmse"]) for label in shown]
+            errors = [_pair(row.get(f"{label}_mae"), row.get(f"{label}_rmse")) for label in shown]
             cells = ["" if row is not rows[0] else name, row["config_type"] or "(none)", str(row["frames"]), *errors]
             table.add_row(*cells, style="bold" if row is rows[-1] else None, end_section=row is rows[-1])
     return table
@@ -101,8 +101,8 @@ def uncertainty_in_words(described: Mapping[str, float] | None) -> str:
 def learning_curve(metrics_csv: str | Path, png: str | Path) -> None:
     """Draws the loss, the learning rate and the validation errors over the epochs of a `metrics.csv`.
 
-    Columns: epoch, learning_rate, loss, and `{train,valid}_{energy,forces,stress}_{mae,rmse}` in meV/atom, meV/Å and
-    meV/Å³; those that are missing or empty are left out. Raises FlashACEError for a file without epochs.
+    Columns: epoch, learning_rate, loss, and `{train,valid}_{energy,forces,stress,…}_{mae,rmse}` in meV/atom, meV/Å, meV/Å³ and so on; those
+    that are missing or empty are left out. Raises FlashACEError for a file without epochs.
     """
     columns = _read_columns(Path(metrics_csv))
     epochs = columns["epoch"]
@@ -120,7 +120,7 @@ def learning_curve(metrics_csv: str | Path, png: str | Path) -> None:
         for part, name, color in (("train", "train", COLORS[0]), ("valid", "validation", COLORS[1])):
             for kind, line in (("rmse", "-"), ("mae", ":")):
                 _curve(axes, epochs, columns.get(f"{part}_{label}_{kind}"), color, line, f"{name} {kind.upper()}")
-        _style(axes, label.capitalize(), "epoch", UNITS[label])
+        _style(axes, label.capitalize(), "epoch", LABELS[label].error_unit)
         _log_scale(axes)
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     for axes in figure.axes:
@@ -138,7 +138,7 @@ def parity(predictions: Mapping[str, tuple[Sequence[Labelled], Predictions]], pn
     errors, points = {}, {}
     for name, (frames, predicted) in predictions.items():
         errors[name] = _errors(name, frames, predicted)
-        points[name] = {label: _pairs_of(label, frames, predicted) for label in LABELS}
+        points[name] = {label: _pairs_of(its, frames, predicted) for label, its in LABELS.items()}
     panels = [label for label in LABELS if any(points[name][label].size for name in points)]
     if not panels:
         raise FlashACEError(f"{', '.join(points)}: expected frames with labels to compare with, got none; name labelled data")
@@ -147,7 +147,7 @@ def parity(predictions: Mapping[str, tuple[Sequence[Labelled], Predictions]], pn
     for i, label in enumerate(panels):
         top = figure.add_subplot(grid[0, i])
         bottom = figure.add_subplot(grid[1, i], sharex=top)
-        _parity_panel(top, bottom, label, {name: points[name][label] for name in points}, errors)
+        _parity_panel(top, bottom, LABELS[label], {name: points[name][label] for name in points}, errors)
     figure.savefig(png)
 
 
@@ -155,17 +155,17 @@ def write_predictions(path: str | Path, frames: Sequence[Labelled], predictions:
     """Writes an extended XYZ file, packed where the name ends in .gz, .bz2 or .xz: every frame with all that it came with, and what was
     predicted for it.
 
-    Added to `info`: `flashace_energy` (eV) and, where predicted, `flashace_stress` (eV/Å³, Voigt: xx, yy, zz, yz, xz,
-    xy) and `flashace_energy_uncertainty` (eV); to `arrays`: `flashace_forces` (eV/Å) and, where predicted,
-    `flashace_energies_uncertainty` (eV). The frames themselves are not changed.
+    Added, where predicted, to `info`: `flashace_energy` (eV), `flashace_stress` (eV/Å³, Voigt: xx, yy, zz, yz, xz, xy) and
+    `flashace_energy_uncertainty` (eV); to `arrays`: `flashace_forces` (eV/Å) and `flashace_energies_uncertainty` (eV). The frames
+    themselves are not changed.
     """
     images = []
     for frame, predicted in zip(frames, predictions, strict=True):
         atoms = _copy_with_results(frame.atoms)
-        atoms.info["flashace_energy"] = float(predicted["energy"])
-        atoms.arrays["flashace_forces"] = np.asarray(predicted["forces"], dtype=float)
-        if predicted.get("stress") is not None:
-            atoms.info["flashace_stress"] = full_3x3_to_voigt_6_stress(np.asarray(predicted["stress"], dtype=float))
+        for name, label in LABELS.items():
+            if predicted.get(name) is not None:
+                value = label.plain(predicted[name])
+                (atoms.arrays if label.per_atom else atoms.info)[f"flashace_{name}"] = value if value.shape else value.item()
         if predicted.get("energy_uncertainty") is not None:
             atoms.info["flashace_energy_uncertainty"] = float(predicted["energy_uncertainty"])
             atoms.arrays["flashace_energies_uncertainty"] = np.asarray(predicted["energies_uncertainty"], dtype=float)
@@ -261,31 +261,27 @@ def _errors(name: str, frames: Sequence[Labelled], predictions: Predictions) -> 
         raise FlashACEError(f"{name}: expected at least one frame to draw, got none; leave this set out")
     table = ErrorTable()
     for frame, predicted in zip(frames, predictions, strict=True):
-        table.add(frame, predicted.get("energy"), predicted.get("forces"), predicted.get("stress"))
+        table.add(frame, predicted)
     return table.rows()[-1]
 
 
-def _pairs_of(label: str, frames: Sequence[Labelled], predictions: Predictions) -> np.ndarray:
-    """[2, P]: reference and predicted values in eV units; no columns where no frame has the label."""
+def _pairs_of(label: Label, frames: Sequence[Labelled], predictions: Predictions) -> np.ndarray:
+    """[2, P]: reference and predicted values in the units of the table; no columns where no frame has the label."""
     pairs = [np.empty((2, 0))]
     for frame, predicted in zip(frames, predictions, strict=True):
-        known = getattr(frame, label)
+        known = frame.label(label.name)
         if known is None:
             continue
-        pair = np.array([known, np.asarray(predicted[label])], dtype=float)
-        if label == "energy":
-            pair = pair[:, None] / len(frame.atoms)
-        elif label == "stress":
-            pair = full_3x3_to_voigt_6_stress(pair)
+        pair = label.components([known, np.asarray(predicted[label.name])], len(frame.atoms))
         pairs.append(pair.reshape(2, -1))
     return np.concatenate(pairs, axis=1)
 
 
 def _parity_panel(
-    top: "Axes", bottom: "Axes", label: str, points: Mapping[str, np.ndarray], errors: Mapping[str, Mapping[str, Any]]
+    top: "Axes", bottom: "Axes", label: Label, points: Mapping[str, np.ndarray], errors: Mapping[str, Mapping[str, Any]]
 ) -> None:
     everything = np.concatenate(list(points.values()), axis=1)
-    zero = everything[0].mean() if label == "energy" else 0.0
+    zero = everything[0].mean() if label.extensive else 0.0
     low, high = everything.min() - zero, everything.max() - zero
     pad = 0.05 * (high - low) or 1e-3
     top.plot((low - pad, high + pad), (low - pad, high + pad), color=INK, linewidth=0.8)
@@ -298,14 +294,13 @@ def _parity_panel(
         reference, predicted = pairs[:, chosen] - zero
         for axes, values in ((top, predicted), (bottom, 1000 * (predicted - reference))):
             axes.scatter(reference, values, s=size, alpha=alpha, color=color, linewidths=0, zorder=2 + i)
-        mae, rmse = errors[name][f"{label}_mae"], errors[name][f"{label}_rmse"]
+        mae, rmse = errors[name][f"{label.name}_mae"], errors[name][f"{label.name}_rmse"]
         if rmse is not None:
-            text = f"{name}: MAE {_digits(mae)}, RMSE {_digits(rmse)} {UNITS[label]}"
+            text = f"{name}: MAE {_digits(mae)}, RMSE {_digits(rmse)} {label.error_unit}"
             top.text(0.03, 0.97 - 0.055 * i, text, transform=top.transAxes, va="top", fontsize=8.5, color=color)
-    unit = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}[label]
-    title = "Energy per atom, relative to the mean" if label == "energy" else label.capitalize()
-    _style(top, title, "", f"predicted, {unit}")
-    _style(bottom, "", f"reference, {unit}", f"error, {UNITS[label]}")
+    title = f"{label.name.capitalize()} per atom, relative to the mean" if label.extensive else label.name.capitalize()
+    _style(top, title, "", f"predicted, {label.size_unit}")
+    _style(bottom, "", f"reference, {label.size_unit}", f"error, {label.error_unit}")
     top.tick_params(labelbottom=False)
 
 

@@ -50,8 +50,11 @@ class TrainingData(BaseModel):
 
 
 class ErrorRow(BaseModel):
-    """Of one config_type: mean absolute and root mean square errors (meV/atom, meV/Å, meV/Å³), None where there was no label."""
+    """Of one config_type: mean absolute and root mean square errors (meV/atom, meV/Å, meV/Å³), None where there was no label. Every file
+    has these; those of further labels have names of the same kind."""
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None]
     config_type: str
     frames: int
     energy_mae: float | None

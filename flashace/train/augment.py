@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashace.data.labels import LABELS
 from flashace.train.loss import Batch
 
 
@@ -20,11 +21,12 @@ def random_rotation(seed: int, epoch: int, index: int) -> Tensor:
 
 def rotate(batch: Batch, rotation: Tensor) -> Batch:
     """Everything with a direction turned by `rotation` [3, 3] (columns are the turned axes): v -> R v for positions, lattice vectors, edge
-    vectors and forces, σ -> R σ Rᵀ for the stress."""
+    vectors and forces, σ -> R σ Rᵀ for the stress, and so on by the rank of each label."""
 
     def turn(vectors: Tensor) -> Tensor:
         return vectors @ rotation.T.to(vectors)
 
     graph = batch.graph
     turned = replace(graph, cell=turn(graph.cell), edge_vec=turn(graph.edge_vec))
-    return replace(batch, graph=turned, forces=turn(batch.forces), stress=turn(turn(batch.stress).mT))
+    by_rank = {0: lambda x: x, 1: turn, 2: lambda x: turn(turn(x).mT)}
+    return replace(batch, graph=turned, labels={name: by_rank[LABELS[name].rank](x) for name, x in batch.labels.items()})

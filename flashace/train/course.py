@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashace.data.frames import LABELS
+from flashace.data.labels import LABELS
 
 
 class Means(NamedTuple):

@@ -2,14 +2,15 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from flashace.data.frames import LABELS, LabelSummary
+from flashace.data.frames import LabelSummary
+from flashace.data.labels import LABELS
 from flashace.data.statistics import LossUnits
 from flashace.evaluate import report
 from flashace.evaluate.metrics import UNITS
@@ -32,14 +33,13 @@ class Entry:
 
     def row(self, labels: LabelSummary, units: LossUnits) -> Row:
         """The columns of metrics.csv, errors in meV."""
-        unit = asdict(units)
         return {
             "epoch": round(self.epochs, 3),
             "seconds": round(self.seconds, 1),
             "learning_rate": self.learning_rate,
             "loss": sum(w * term for w, term in zip(self.weights, self.training.terms, strict=True)),
             **{
-                f"train_{label}_rmse": 1e3 * unit[label] * square**0.5 if getattr(labels, label).used else None
+                f"train_{label}_rmse": 1e3 * units[label] * square**0.5 if labels.counts[label].used else None
                 for label, square in zip(LABELS, self.training.squares, strict=True)
             },
             **{f"valid_{name}": value for name, value in self.errors.items() if name not in ("config_type", "frames")},

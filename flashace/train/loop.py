@@ -160,7 +160,7 @@ class Trainer:
         if not finite and not self.update.scaler.is_enabled():
             raise FlashACEError(
                 f"the gradient of step {self.course.steps + 1} is not finite (loss terms {errors[0].tolist()}); lower --learning-rate, "
-                f"or look for broken frames among {[self.train.frames[i].origin for i in indices]}"
+                f"or look for broken frames among {[str(self.train.frames[i].origin) for i in indices]}"
             )
         self.update.move(self.schedule.learning_rate(progress), finite)
         if finite:
@@ -258,7 +258,7 @@ class Trainer:
 
     def _linear_above(self) -> float:
         """eV/atom; larger errors of the energy count linearly in the loss."""
-        return self.config.huber_delta * self.prepared.units.energy if self.config.loss == "huber" else math.inf
+        return self.config.huber_delta * self.prepared.units["energy"] if self.config.loss == "huber" else math.inf
 
 
 def fit(

@@ -33,12 +33,12 @@ class MicroBatches:
         self.told = False
 
     def __call__(self, items: Sequence[Batch], weights: Tensor) -> Tensor:
-        """weights [3] of energy, forces and stress."""
-        counts = label_counts(items) if items else torch.zeros(3, dtype=weights.dtype)
+        """weights [L] of the labels, in the order of the table."""
+        counts = label_counts(items) if items else torch.zeros(len(weights), dtype=weights.dtype)
         self.ranks.add([counts])
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
         errors = [self._add(part, counts, weights) for batch in batches for part in self._parts(batch)]
-        total = torch.stack(errors).sum(0) if errors else weights.new_zeros(2, 3)
+        total = torch.stack(errors).sum(0) if errors else weights.new_zeros(2, len(weights))
         self.ranks.add([*self.step.gradients(), total])
         return total
 

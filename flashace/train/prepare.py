@@ -13,6 +13,7 @@ from flashace.calculator import choose_device, choose_dtype
 from flashace.check.before_fit import Looked, look
 from flashace.data import statistics
 from flashace.data.frames import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split, split_of
+from flashace.data.labels import LABELS
 from flashace.data.lazy import chained
 from flashace.data.shards import read_data
 from flashace.errors import FlashACEError
@@ -62,7 +63,7 @@ class Prepared:
         if 0 < len(self.valid) < ENOUGH_TO_CHOOSE:
             share += "; too few to choose weights by, which are those of the end then; valid_fraction: 0 fits all frames"
         length = f"{t.max_time:g} minutes" if t.epochs is None else f"{t.epochs} epochs"
-        units = [f"{1e3 * getattr(self.units, name):.3g} {unit}" for name, unit in UNITS.items() if getattr(self.labels, name).used]
+        units = [f"{1e3 * self.units[name]:.3g} {unit}" for name, unit in UNITS.items() if self.labels.counts[name].used]
         length += f", at most {t.max_time:g} minutes" if t.epochs and t.max_time else ""
         start = [] if self.start is None else [("start", self._start_in_words(self.start))]
         batch = f"{t.batch_size} frames" + (f", {t.grad_accum_steps} batches per step" if t.grad_accum_steps > 1 else "")
@@ -103,7 +104,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     device, dtype = choose_device(t.device), choose_dtype(t.dtype)
     if not t.data:
         raise FlashACEError("data: expected at least one file of labelled structures, got none; `flashace fit data.extxyz`")
-    keys = LabelKeys(t.energy_key, t.forces_key, t.stress_key)
+    keys = LabelKeys(**{label: getattr(t, f"{label}_key") for label in LABELS})
     frames, labels = read_data(t.data, keys)
     isolated, frames = isolated_atom_energies(frames)
     given = isolated_atom_energies(read_data(t.valid, keys)[0])[1] if t.valid else []
@@ -205,7 +206,7 @@ def make_model(prepared: Prepared, graphs: Sequence[Graph]) -> AttentionACE:
         model = AttentionACE(
             c,
             prepared.references.values,
-            scale=prepared.units.forces if start is None else start.model["scale"],
+            scale=prepared.units["forces"] if start is None else start.model["scale"],
             avg_num_neighbors=found.average if start is None else start.model["avg_num_neighbors"],
             dtype=prepared.dtype,
             shortest_distances=None if before is None else found.shortest,
@@ -264,7 +265,7 @@ def _same_energies(one: str, energies: dict[str, float], other: str, other_energ
 
 
 def _energies_of_file(path: str, energy_key: str | None) -> dict[str, float]:
-    lone = [f for f in read_data(path, LabelKeys(energy_key), required=("energy",))[0] if len(f.atoms) == 1]
+    lone = [f for f in read_data(path, LabelKeys(energy=energy_key), required=("energy",))[0] if len(f.atoms) == 1]
     if not lone:
         raise FlashACEError(f"{path}: expected frames with one atom and its energy, got none")
     return isolated_atom_energies([replace(f, config_type="isolated_atom") for f in lone])[0]

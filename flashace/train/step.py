@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from flashace.data.labels import LABELS
 from flashace.data.statistics import LossUnits
 from flashace.potential.derivatives import EdgeBudget, Prediction, predict, predict_in_parts
 from flashace.potential.model import UNKNOWN, AttentionACE
 from flashace.structure.graph import Graph, Part
-from flashace.train.loss import Batch, loss_terms
+from flashace.train.loss import Batch, loss_terms, precision
 
 GRAPH_FIELDS = [f.name for f in fields(Graph)]
-LABEL_FIELDS = [f.name for f in fields(Batch) if f.name != "graph"]
 
 
 class TrainStep:
     """Adds the gradient of Σ weights · loss_terms to `.grad` of the model's parameters; returns the terms, and below them the mean squares
-    of the same errors, [2, 3].
+    of the same errors, [2, L].
 
     Compiled, energies, forces, loss and gradients are one traced graph (`make_fx`, then inductor), for any sizes of the batch. Shapes that
     a compiler would specialise on (a single structure, atom or neighbour where several are usual) take the plain path.
@@ -44,7 +44,7 @@ class TrainStep:
         self.compiling = False  # at this moment
 
     def __call__(self, batch: Batch, weights: Tensor) -> Tensor:
-        """weights [3] of energy, forces and stress."""
+        """weights [L] of the labels, in the order of the table."""
         tensors = _flatten(batch)
         if self.compiled and self._fast is None:
             self._compile(weights)
@@ -65,14 +65,14 @@ class TrainStep:
         """
         dtype = self.model.dtype
         found = predict_in_parts(self._energies, batch.graph, dtype, budget)
-        seen = [x.requires_grad_() for x in (found.energy, found.forces.to(dtype), found.stress.to(dtype))]
-        terms, errors = self._terms(found._replace(energy=seen[0], forces=seen[1], stress=seen[2]), batch)
-        along_energy, along_forces, along_stress = torch.autograd.grad((weights * terms).sum(), seen)
+        seen = {name: getattr(found, name).to(precision(label, dtype)).requires_grad_() for name, label in LABELS.items()}
+        terms, errors = self._terms(found._replace(**seen), batch)
+        along = torch.autograd.grad((weights * terms).sum(), list(seen.values()))
 
         def gradient(part: Part) -> tuple[Tensor, ...]:
             own = predict(self._energies, part.graph, dtype, create_graph=True)
-            slopes = (along_energy, along_forces[part.atoms], along_stress)
-            return torch.autograd.grad((own.energy, own.forces, own.stress), self.parameters, slopes, materialize_grads=True)
+            slopes = [slope[part.atoms] if label.per_atom else slope for label, slope in zip(LABELS.values(), along, strict=True)]
+            return torch.autograd.grad([getattr(own, name) for name in LABELS], self.parameters, slopes, materialize_grads=True)
 
         gradients = [torch.zeros_like(p) for p in self.parameters]
         for _, own in budget.each_part(batch.graph, gradient):
@@ -104,7 +104,7 @@ class TrainStep:
         return errors, *gradients
 
     def _terms(self, prediction: Prediction, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The terms of the loss [3] with their graph, and what a call returns."""
+        """The terms of the loss [L] with their graph, and what a call returns."""
         terms = loss_terms(prediction, batch, self.units, self.huber_delta)
         return terms, torch.stack([terms, loss_terms(prediction, batch, self.units)]).detach()
 
@@ -126,19 +126,22 @@ class TrainStep:
     def _trace(self) -> Any:
         """The step as one graph of tensor operations, with symbolic sizes for B, N, E and M."""
         example = _example(self.model)
-        weights = torch.ones(3, dtype=self.model.dtype, device=example.forces.device)
+        weights = torch.ones_like(example.counts)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return make_fx(self._plain, tracing_mode="symbolic", _allow_non_fake_inputs=True)(weights, *_flatten(example))
 
 
 def _flatten(batch: Batch) -> list[Tensor]:
-    return [getattr(batch.graph, name) for name in GRAPH_FIELDS] + [getattr(batch, name) for name in LABEL_FIELDS]
+    graph = [getattr(batch.graph, name) for name in GRAPH_FIELDS]
+    return [*graph, batch.num_atoms, *batch.labels.values(), *batch.has.values(), batch.counts]
 
 
 def _unflatten(tensors: tuple[Tensor, ...]) -> Batch:
     graph = Graph(**dict(zip(GRAPH_FIELDS, tensors, strict=False)))
-    return Batch(graph=graph, **dict(zip(LABEL_FIELDS, tensors[len(GRAPH_FIELDS) :], strict=True)))
+    num_atoms, *rest, counts = tensors[len(GRAPH_FIELDS) :]
+    L = len(LABELS)
+    return Batch(graph, num_atoms, dict(zip(LABELS, rest[:L], strict=True)), dict(zip(LABELS, rest[L:], strict=True)), counts)
 
 
 def _example(model: AttentionACE) -> Batch:
@@ -159,12 +162,10 @@ def _example(model: AttentionACE) -> Batch:
     batch = Batch(
         graph=graph,
         num_atoms=torch.full((B,), 2),
-        energy=torch.zeros(B, dtype=torch.float64),
-        forces=torch.zeros(N, 3, dtype=dtype),
-        stress=torch.zeros(B, 3, 3, dtype=dtype),
-        has_energy=torch.ones(B, dtype=dtype),
-        has_forces=torch.ones(N, dtype=dtype),
-        has_stress=torch.ones(B, dtype=dtype),
-        counts=torch.ones(3, dtype=dtype),
+        labels={
+            name: torch.zeros(N if label.per_atom else B, *label.shape, dtype=precision(label, dtype)) for name, label in LABELS.items()
+        },
+        has={name: torch.ones(N if label.per_atom else B, dtype=dtype) for name, label in LABELS.items()},
+        counts=torch.ones(len(LABELS), dtype=dtype),
     )
-    return Batch(**{f.name: getattr(batch, f.name).to(device) for f in fields(Batch)})
+    return batch.to(device)

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from flashace.data.frames import LABELS
+from flashace.data.labels import LABELS
 from flashace.data.lazy import MadeOnDemand, sample
 from flashace.data.statistics import LossUnits
 from flashace.evaluate.predict import error_rows, predict_each, predict_graphs
@@ -44,8 +43,7 @@ class Validation:
 
     def score(self, errors: dict[str, Any]) -> float:
         """The loss of the last stage, from root mean square errors in meV."""
-        units = asdict(self.units)
-        rmse = [(errors[f"{label}_rmse"] or 0.0) / 1e3 / units[label] for label in LABELS]
+        rmse = [(errors[f"{label}_rmse"] or 0.0) / 1e3 / self.units[label] for label in LABELS]
         return sum(w * r**2 for w, r in zip(self.weights, rmse, strict=True))
 
     def is_better(self, score: float) -> bool:

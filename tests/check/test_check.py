@@ -23,6 +23,7 @@ from flashace.check.duplicates import same_structures
 from flashace.check.finding import Finding, by_file, list_frames
 from flashace.check.linear_ace import LinearACE, Rows
 from flashace.data.frames import LabelKeys, isolated_atom_energies, read_labelled
+from flashace.data.origin import Origin
 from flashace.potential.model_file import read_header
 from flashace.structure.graph import Graph
 from flashace.structure.neighbors import build_graph
@@ -204,6 +205,9 @@ FAULTS = {
     ),
     "a frame twice": Fault(copy_with(lambda atoms: None), "suspicious", "duplicates", [10, 111]),
     "a frame twice, with another energy": Fault(copy_with(add("energy", 0.5)), "surely wrong", "same structure, other labels", [10, 111]),
+    "a stress and a virial that differ": Fault(
+        one(10, lambda a: a.info.update(virial=np.diag([9.0, 0.0, 0.0]).ravel())), "surely wrong", "labels that contradict each other", [10]
+    ),
     "a stress that is not symmetric": Fault(one(10, unsymmetric), "surely wrong", "unsymmetric stress", [10]),
     "a force that is NaN": Fault(
         one(10, lambda a: a.calc.results["forces"].__setitem__((0, 0), np.nan)), "surely wrong", "labels that cannot be used", [10]
@@ -291,7 +295,7 @@ def test_forces_may_vanish_by_symmetry() -> None:
     frames[1].positions[0] += 0.05
     write("volumes.extxyz", frames)
     (wrong,) = [finding for finding in check(["volumes.extxyz"], LabelKeys())[0] if finding.severity == "surely wrong"]
-    assert (wrong.what, wrong.frames) == ("no forces", ("volumes.extxyz#1",))
+    assert (wrong.what, wrong.frames) == ("no forces", (Origin("volumes.extxyz", 1),))
 
 
 def test_odds_pay_for_what_was_tried() -> None:
@@ -312,7 +316,7 @@ def test_labels_under_other_names_are_mended_where_they_stand() -> None:
         if "forces" in results:
             atoms.arrays["dft_forces"], atoms.info["dft_stress"] = -results["forces"], -results["stress"]
     write("data.extxyz", frames)
-    findings, _ = check(["data.extxyz"], LabelKeys("dft_energy", "dft_forces", "dft_stress"))
+    findings, _ = check(["data.extxyz"], LabelKeys(energy="dft_energy", forces="dft_forces", stress="dft_stress"))
     wrong = [finding for finding in findings if finding.severity == "surely wrong"]
     assert [finding.what for finding in wrong] == ["forces have the opposite sign (gradients)", "stress of the opposite sign"]
     exec(wrong[0].mend, {})
@@ -359,7 +363,7 @@ def test_same_structures_need_the_same_distances() -> None:
 
 
 def test_frames_are_listed_in_spans() -> None:
-    assert list_frames(["a#3", "a#5", "a#4", "b#0", "a#9"]) == "a: 3–5, 9; b: 0"
+    assert list_frames([Origin(*at) for at in (("a", 3), ("a", 5), ("a", 4), ("b", 0), ("a", 9))]) == "a: 3–5, 9; b: 0"
 
 
 # The commands
@@ -406,7 +410,7 @@ def test_fit_leaves_out_what_is_surely_wrong(tiny_fit) -> None:
     assert prepared.looked is not None
     kept = [*prepared.train, *prepared.valid]
     assert len(kept) == 108  # neither of the two that contradict each other
-    assert {f.origin for f in kept if f.stress is None} == {f"data.extxyz#{i}" for i in SOME}
+    assert {f.origin for f in kept if f.stress is None} == {Origin("data.extxyz", i) for i in SOME}
     assert all(f.forces is not None for f in kept)
     assert "left out: 2 frames, the stress of 6 frames" in prepared.looked.words()
     assert ("check", prepared.looked.words()) in prepared.decisions()

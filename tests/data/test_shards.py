@@ -19,6 +19,7 @@ from flashace import check
 from flashace.data import shards
 from flashace.data.frames import LabelKeys, Labelled, content_hash, read_labelled, split
 from flashace.data.lazy import chained
+from flashace.data.origin import Origin
 from flashace.data.shards import Shards, convert, read_data
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header
@@ -110,7 +111,7 @@ def test_sources_are_decided_for_each_file(tmp_path, make_frames):
     made = convert(paths, tmp_path / "shards")
     assert [frame.energy for frame in made] == [*(atoms.get_potential_energy() for atoms in first), -3.0, -3.0]
     assert made.summary() == read_labelled(paths)[1]
-    assert made[3].origin == f"{paths[1]}#1"
+    assert made[3].origin == Origin(str(paths[1]), 1)
 
 
 def test_keys_are_those_of_the_conversion(tmp_path, make_frames):
@@ -271,6 +272,16 @@ def test_shards_of_earlier_versions_have_no_checksums(tmp_path, data_file):
     del manifest["crc32"]
     (made.folder / "manifest.json").write_text(json.dumps(manifest))
     assert content_hash(Shards(made.folder)) == manifest["sha256"]
+
+
+@pytest.mark.parametrize("key", ["keys", "labels"])
+def test_a_manifest_that_lost_a_label_is_refused(tmp_path, data_file, key):
+    folder = convert([data_file], tmp_path / "shards").folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[key]["stress"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(FlashACEError, match=rf"got {key}: .*expected energy, forces, stress, got nothing of stress; convert"):
+        Shards(folder)
 
 
 @pytest.mark.parametrize(("key", "value"), [("labels", {}), ("keys", None), ("frames", "12"), ("atoms", 10**30), ("config_types", [1])])

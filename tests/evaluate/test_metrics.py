@@ -3,6 +3,8 @@ import pytest
 from ase import Atoms
 
 from flashace.data.frames import Labelled
+from flashace.data.labels import LABELS
+from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
 from flashace.evaluate.metrics import ErrorTable
 
@@ -17,25 +19,27 @@ def symmetric():
 
 def frame(num_atoms, config_type, stress=True):
     atoms = Atoms(f"H{num_atoms}", cell=[9, 9, 9])
-    return Labelled(atoms, RNG.normal(), RNG.normal(size=(num_atoms, 3)), symmetric() if stress else None, config_type, "data.xyz#0")
+    return Labelled(
+        atoms, RNG.normal(), RNG.normal(size=(num_atoms, 3)), symmetric() if stress else None, config_type, Origin("data.xyz", 0)
+    )
 
 
 def guess(labelled):
-    return RNG.normal(), RNG.normal(size=labelled.forces.shape), symmetric()
+    return {"energy": RNG.normal(), "forces": RNG.normal(size=labelled.forces.shape), "stress": symmetric()}
 
 
 def test_errors_equal_plain_numpy():
     frames = [frame(2, "bulk"), frame(5, "slab", stress=False), frame(3, "bulk")]
     guesses = [guess(labelled) for labelled in frames]
     table = ErrorTable()
-    for labelled, (energy, forces, stress) in zip(frames, guesses, strict=True):
-        table.add(labelled, energy, forces, stress)
+    for labelled, predicted in zip(frames, guesses, strict=True):
+        table.add(labelled, predicted)
     bulk, slab, everything = table.rows()
     for row, chosen in ((bulk, [0, 2]), (slab, [1]), (everything, [0, 1, 2])):
         errors = {
-            "energy": np.array([(guesses[i][0] - frames[i].energy) / len(frames[i].atoms) for i in chosen]),
-            "forces": np.concatenate([(guesses[i][1] - frames[i].forces).ravel() for i in chosen]),
-            "stress": np.array([(guesses[i][2] - frames[i].stress)[VOIGT] for i in chosen if frames[i].stress is not None]),
+            "energy": np.array([(guesses[i]["energy"] - frames[i].energy) / len(frames[i].atoms) for i in chosen]),
+            "forces": np.concatenate([(guesses[i]["forces"] - frames[i].forces).ravel() for i in chosen]),
+            "stress": np.array([(guesses[i]["stress"] - frames[i].stress)[VOIGT] for i in chosen if frames[i].stress is not None]),
         }
         for label, error in errors.items():
             if error.size:
@@ -50,7 +54,7 @@ def test_errors_equal_plain_numpy():
 def test_one_config_type_is_one_row():
     table = ErrorTable()
     labelled = frame(2, "bulk")
-    table.add(labelled, labelled.energy, labelled.forces, labelled.stress)
+    table.add(labelled, {name: labelled.label(name) for name in LABELS})
     (row,) = table.rows()
     assert row["config_type"] == "all"
     assert row["forces_rmse"] == row["stress_mae"] == 0.0
@@ -63,7 +67,7 @@ def test_an_empty_table_has_no_errors():
 
 def test_frames_without_labels_are_counted_as_frames_only():
     table = ErrorTable()
-    table.add(Labelled(Atoms("H"), None, None, None, "", "data.xyz#0"), 1.0, np.zeros((1, 3)))
+    table.add(Labelled(Atoms("H"), None, None, None, "", Origin("data.xyz", 0)), {"energy": 1.0, "forces": np.zeros((1, 3))})
     (row,) = table.rows()
     assert (row["frames"], row["energy_mae"], row["forces_rmse"]) == (1, None, None)
 
@@ -71,6 +75,6 @@ def test_frames_without_labels_are_counted_as_frames_only():
 def test_every_label_needs_a_prediction_of_its_shape():
     labelled = frame(2, "bulk")
     with pytest.raises(FlashACEError, match=r"data.xyz#0: stress: expected a prediction of shape \(3, 3\), got no pred"):
-        ErrorTable().add(labelled, 0.0, np.zeros((2, 3)), None)
+        ErrorTable().add(labelled, {"energy": 0.0, "forces": np.zeros((2, 3)), "stress": None})
     with pytest.raises(FlashACEError, match=r"forces: expected a prediction of shape \(2, 3\), got shape \(1, 3\)"):
-        ErrorTable().add(labelled, 0.0, np.zeros((1, 3)), np.zeros((3, 3)))
+        ErrorTable().add(labelled, {"energy": 0.0, "forces": np.zeros((1, 3)), "stress": np.zeros((3, 3))})

@@ -10,6 +10,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from flashace.data.frames import LabelCount, Labelled, LabelSummary
+from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
 from flashace.evaluate.report import error_table, label_table, learning_curve, parity, write_predictions
 
@@ -29,7 +30,7 @@ def frames_and_predictions(count, stress=True):
         atoms.info["name"] = f"frame {i}"
         atoms.calc = SinglePointCalculator(atoms, energy=RNG.normal(), forces=RNG.normal(size=(2, 3)))
         tensor = np.diag(RNG.normal(size=3)) if stress else None
-        frames.append(Labelled(atoms, atoms.calc.results["energy"], atoms.calc.results["forces"], tensor, "", f"x#{i}"))
+        frames.append(Labelled(atoms, atoms.calc.results["energy"], atoms.calc.results["forces"], tensor, "", Origin("x", i)))
     predictions = [
         {"energy": frame.energy + 0.01, "forces": frame.forces + 0.1, "stress": np.eye(3) * 0.02 if stress else None} for frame in frames
     ]
@@ -44,7 +45,7 @@ def is_picture(path):
 
 def test_label_table_says_what_was_found_and_what_was_not():
     used = LabelCount({"REF_energy": 7, "calculator energy": 1}, {"virial": 2})
-    text = printed(label_table(LabelSummary(10, used, LabelCount({"REF_forces": 10}), LabelCount())))
+    text = printed(label_table(LabelSummary(10, {"energy": used, "forces": LabelCount({"REF_forces": 10}), "stress": LabelCount()})))
     rows = [line.replace("│", " ").split() for line in text.splitlines()]
     assert "Labels of 10 frames" in text
     assert ["energy", "REF_energy", "7"] in rows
@@ -107,7 +108,7 @@ def test_parity_refuses_what_it_cannot_draw(tmp_path):
     with pytest.raises(FlashACEError, match="x#0: stress: expected a prediction of shape"):
         parity({"test": (frames, [{**predictions[0], "stress": None}])}, tmp_path / "parity.png")
     with pytest.raises(FlashACEError, match="test: expected frames with labels to compare with, got none"):
-        parity({"test": ([Labelled(Atoms("H"), None, None, None, "", "x#0")], predictions)}, tmp_path / "parity.png")
+        parity({"test": ([Labelled(Atoms("H"), None, None, None, "", Origin("x", 0))], predictions)}, tmp_path / "parity.png")
 
 
 def test_written_predictions_come_back_beside_the_labels(tmp_path):

@@ -47,10 +47,10 @@ def test_everything_turns_as_the_wigner_matrices_say(item, turns):
     for name in ("cell", "edge_vec"):
         before, after = (getattr(b.graph, name) for b in (item, turned))
         torch.testing.assert_close(after, before @ D1.T, rtol=0, atol=EXACT)
-    torch.testing.assert_close(turned.forces, item.forces @ D1.T, rtol=0, atol=EXACT)
+    torch.testing.assert_close(turned.labels["forces"], item.labels["forces"] @ D1.T, rtol=0, atol=EXACT)
     with torch.random.fork_rng():
         Q = o3.ReducedTensorProducts("ij=ji", i="1o").change_of_basis.double()
-    spherical = [torch.einsum("aij,bij->ba", Q, b.stress) for b in (item, turned)]
+    spherical = [torch.einsum("aij,bij->ba", Q, b.labels["stress"]) for b in (item, turned)]
     torch.testing.assert_close(spherical[1], spherical[0] @ D2.T, rtol=0, atol=1e-5)  # e3nn makes this basis in float32
 
 
@@ -69,5 +69,5 @@ def test_a_turned_item_is_the_turned_structure(item, structure, model):
         make_item(item.graph, Labelled(atoms, 0.0, before.forces.numpy(), before.stress[0].numpy(), "", ""), torch.float64), rotation
     )
     torch.testing.assert_close(after.energy, before.energy, rtol=0, atol=1e-9)
-    torch.testing.assert_close(after.forces, as_labels.forces, rtol=0, atol=1e-9)
-    torch.testing.assert_close(after.stress, as_labels.stress, rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.forces, as_labels.labels["forces"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.stress, as_labels.labels["stress"], rtol=0, atol=1e-9)

@@ -7,12 +7,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from flashace.data.frames import Labelled, read_labelled
-from flashace.data.statistics import LossUnits
+from flashace.data.origin import Origin
 from flashace.potential.derivatives import predict
 from flashace.structure.neighbors import build_graph
 from flashace.train.loss import collate, loss_terms, make_item
 
-UNITS = LossUnits(energy=0.1, forces=2.0, stress=0.05)
+UNITS = {"energy": 0.1, "forces": 2.0, "stress": 0.05}
 
 
 def labelled(atoms, energy=True, forces=True, stress=True):
@@ -24,7 +24,7 @@ def labelled(atoms, energy=True, forces=True, stress=True):
         rng.normal(size=(len(atoms), 3)) if forces else None,
         0.1 * (s + s.T) if stress else None,
         "",
-        "x#0",
+        Origin("x", 0),
     )
 
 
@@ -38,9 +38,9 @@ def test_terms_are_mean_squares_in_their_units(model, structure):
     energy, forces, stress = [], [], []
     for f in frames:
         p = predict(model, build_graph(f.atoms, model.config.r_max), torch.float64)
-        energy.append((p.energy.item() - f.energy) / len(f.atoms) / UNITS.energy)
-        forces.append((p.forces.numpy() - f.forces).ravel() / UNITS.forces)
-        stress.append((p.stress[0].numpy() - f.stress).ravel() / UNITS.stress)
+        energy.append((p.energy.item() - f.energy) / len(f.atoms) / UNITS["energy"])
+        forces.append((p.forces.numpy() - f.forces).ravel() / UNITS["forces"])
+        stress.append((p.stress[0].numpy() - f.stress).ravel() / UNITS["stress"])
     expected = [np.mean(np.square(np.concatenate([np.ravel(x) for x in parts]))) for parts in (energy, forces, stress)]
     np.testing.assert_allclose(terms_of(model, frames).detach(), expected, rtol=1e-10)
 
@@ -87,17 +87,21 @@ def test_a_batch_is_its_frames(model, structure):
     frames = [labelled(structure(name), stress=name != "wire") for name in ("crystal", "wire", "primitive")]
     items = [make_item(build_graph(f.atoms, 4.0), f, torch.float64) for f in frames]
     batch = collate(items)
-    assert batch.energy.tolist() == [f.energy for f in frames]
+    assert batch.labels["energy"].tolist() == [f.energy for f in frames]
     assert batch.num_atoms.tolist() == [8, 4, 2]
-    np.testing.assert_array_equal(batch.forces, np.concatenate([f.forces for f in frames]))
-    assert batch.has_stress.tolist() == [1, 0, 1]
-    assert batch.has_forces.shape == (14,)
+    np.testing.assert_array_equal(batch.labels["forces"], np.concatenate([f.forces for f in frames]))
+    assert batch.has["stress"].tolist() == [1, 0, 1]
+    assert batch.has["forces"].shape == (14,)
     assert batch.graph.num_structures == 3
 
 
 def test_energies_stay_in_float64(structure):
     item = make_item(build_graph(structure("atom"), 4.0), labelled(structure("atom")), torch.float32)
-    assert (item.energy.dtype, item.forces.dtype, item.graph.edge_vec.dtype) == (torch.float64, torch.float32, torch.float32)
+    assert (item.labels["energy"].dtype, item.labels["forces"].dtype, item.graph.edge_vec.dtype) == (
+        torch.float64,
+        torch.float32,
+        torch.float32,
+    )
 
 
 def test_masks_of_a_file_reach_the_loss(model, structure, tmp_path):
@@ -107,8 +111,8 @@ def test_masks_of_a_file_reach_the_loss(model, structure, tmp_path):
     write(tmp_path / "d.extxyz", [one, other])
     frames, _ = read_labelled(tmp_path / "d.extxyz")
     batch = collate([make_item(build_graph(f.atoms, 4.0), f, torch.float64) for f in frames])
-    assert (batch.has_energy.tolist(), batch.has_stress.tolist()) == ([1, 1], [1, 0])
-    assert batch.has_forces.tolist() == [1] * 8 + [0] * 2
+    assert (batch.has["energy"].tolist(), batch.has["stress"].tolist()) == ([1, 1], [1, 0])
+    assert batch.has["forces"].tolist() == [1] * 8 + [0] * 2
 
 
 def test_huber_is_torchs_twice_over_and_mse_for_small_errors(model, structure):
@@ -116,8 +120,12 @@ def test_huber_is_torchs_twice_over_and_mse_for_small_errors(model, structure):
     batch = collate([make_item(build_graph(f.atoms, model.config.r_max), f, model.dtype) for f in frames])
     prediction = predict(model, batch.graph, model.dtype)
     delta = 0.3
-    energy = (prediction.energy - batch.energy) / batch.num_atoms / UNITS.energy
-    pairs = (energy, (prediction.forces - batch.forces) / UNITS.forces, (prediction.stress - batch.stress) / UNITS.stress)
+    energy = (prediction.energy - batch.labels["energy"]) / batch.num_atoms / UNITS["energy"]
+    pairs = (
+        energy,
+        (prediction.forces - batch.labels["forces"]) / UNITS["forces"],
+        (prediction.stress - batch.labels["stress"]) / UNITS["stress"],
+    )
     expected = torch.stack([2 * torch.nn.functional.huber_loss(x, torch.zeros_like(x), delta=delta) for x in pairs])
     assert all((x.abs() > delta).any() for x in pairs)
     torch.testing.assert_close(loss_terms(prediction, batch, UNITS, delta), expected)

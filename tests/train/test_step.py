@@ -112,11 +112,11 @@ def count_slots(model):
 
 def mask(batch, name):
     """The batch with labels of its first structure alone: the energy, or the energy and forces; other structures keep theirs."""
-    first = (torch.arange(batch.num_atoms.shape[0]) > 0).to(batch.forces)
-    masks = {"has_stress": batch.has_stress * first}
+    first = (torch.arange(batch.num_atoms.shape[0]) > 0).to(batch.counts)
+    masks = {"stress": batch.has["stress"] * first}
     if name == "energy alone":
-        masks["has_forces"] = batch.has_forces * first[batch.graph.structure]
-    return replace(batch, **masks) if name != "all" else batch
+        masks["forces"] = batch.has["forces"] * first[batch.graph.structure]
+    return replace(batch, has={**batch.has, **masks}) if name != "all" else batch
 
 
 @pytest.mark.parametrize(

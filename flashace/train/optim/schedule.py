@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashace.data.labels import LABELS
 from flashace.train.config import TrainConfig
 
 
@@ -63,9 +64,9 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
 
 
 def loss_weights(progress: float, config: TrainConfig) -> Tensor:
-    """[3]: weights of energy, forces and stress; a schedule {start: weight} changes at each start."""
+    """[L]: weights of the labels, in the order of the table; a schedule {start: weight} changes at each start."""
     weights = []
-    for weight in (config.energy_weight, config.forces_weight, config.stress_weight):
+    for weight in (getattr(config, f"{label}_weight") for label in LABELS):
         steps = weight if isinstance(weight, dict) else {0.0: weight}
         weights.append(steps[max(start for start in steps if start <= progress)])
     return torch.tensor(weights)
