@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
@@ -15,8 +14,6 @@ from flashace.check.finding import Finding
 from flashace.data.frames import LABELS, Labelled, LabelSummary
 from flashace.data.lazy import MadeOnDemand, sample, take
 from flashace.errors import FlashACEError
-
-Check = Literal["stop", "leave_out", "warn", "off"]
 
 
 @dataclass(frozen=True)
