@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import test_verify as tests
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/verify"))
+import test_laws as tests
 
-from flashace.verify import laws as verify
+from flashace import verify
 
 SLOW = tests.named(*tests.OF_PAIRS, *tests.LEARNED, verify.force_jumps_in_the_structure, verify.energy_conservation)
 

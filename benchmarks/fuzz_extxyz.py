@@ -19,7 +19,7 @@ from ase.data import atomic_numbers
 from click.testing import CliRunner
 from fuzz_model_file import TooLong, bits_flipped, campaign, limit_memory, pieces_moved, truncated, within_seconds
 
-from flashace.cli import main as cli
+from flashace.cli.main import main as flashace
 from flashace.data.frames import read_labelled
 from flashace.errors import FlashACEError
 
@@ -76,7 +76,7 @@ def judge(path: Path) -> str:
         refused = str(error)
     except Exception as error:  # noqa: BLE001 - that is what we are looking for
         return f"the reader: {type(error).__name__}: {error}"
-    done = CliRunner().invoke(cli.main, ["check", str(path)])
+    done = CliRunner().invoke(flashace, ["check", str(path)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         return f"flashace check: {type(done.exception).__name__}: {done.exception}"
     if refused:

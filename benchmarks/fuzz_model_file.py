@@ -37,7 +37,7 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save
 
-from flashace.cli import main as cli
+from flashace.cli.main import main as flashace
 from flashace.errors import FlashACEError
 from flashace.potential import model_file
 from flashace.structure.neighbors import build_graph
@@ -146,7 +146,7 @@ def judge(path: Path) -> str:
             model_file.read_header(path)
             model = model_file.load_model(path, torch.float64)
             model(build_graph(Atoms([model.symbols[0]] * 2, [[0, 0, 0], [0.9, 0.8, 0.7]]), model.config.r_max))
-            CliRunner().invoke(cli.main, ["info", str(path)], catch_exceptions=False)
+            CliRunner().invoke(flashace, ["info", str(path)], catch_exceptions=False)
         return "loaded"
     except FlashACEError as error:
         str(error).encode()  # what cannot be printed is no message

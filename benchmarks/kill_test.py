@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from flashace.cli import main as cli
+from flashace.cli.main import main as flashace
+from flashace.cli.terminal import console
 from flashace.evaluate import report
 from flashace.potential.model_file import load_model, read_header, save_model
 
@@ -116,8 +117,8 @@ def start(*arguments: object, command: str = "fit") -> BaseProcess:
 
 def _run(arguments: tuple[str, ...]) -> None:
     report.learning_curve = report.parity = lambda *_: None  # pictures take longer than this fit
-    with Path(os.devnull).open("w") as cli.console.file:
-        cli.main(arguments)
+    with Path(os.devnull).open("w") as console.file:
+        flashace(arguments)
 
 
 def finish(*arguments: object, command: str = "fit") -> None:

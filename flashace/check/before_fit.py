@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
@@ -16,8 +15,6 @@ from flashace.data.frames import Labelled, LabelSummary
 from flashace.data.lazy import MadeOnDemand, sample, take
 from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
-
-Check = Literal["stop", "leave_out", "warn", "off"]
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class ErrorRow(BaseModel):
 
 
 class SanityFound(BaseModel):
-    """`flashace.verify.sanity.Sanity` at the end of the fit; infinite where something was not finite."""
+    """`flashace.verify.outside_data.Sanity` at the end of the fit; infinite where something was not finite."""
 
     energy: float
     energy_bar: float

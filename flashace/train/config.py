@@ -11,10 +11,9 @@ import yaml
 from pydantic import ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.dataclasses import dataclass
 
-from flashace.check.before_fit import Check
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
-from flashace.potential.model import ModelConfig
+from flashace.potential.config import ModelConfig
 
 
 def _weight(value: Any) -> float | dict[float, float]:
@@ -58,7 +57,9 @@ class TrainConfig:
     energy_key: str | None = Field(None, description="name of the energy; found by itself where not given")
     forces_key: str | None = Field(None, description="name of the forces; found by itself where not given")
     stress_key: str | None = Field(None, description="name of the stress or virial; found by itself where not given; none leaves it out")
-    check: Check = Field("stop", description="labels that are surely wrong: stop, leave them out, warn, or do not look (off)")
+    check: Literal["stop", "leave_out", "warn", "off"] = Field(
+        "stop", description="labels that are surely wrong: stop, leave them out, warn, or do not look (off)"
+    )
     output: str | None = Field(None, description="run folder; runs/<name of the data>, numbered from the second on, where not given")
     seed: int = Field(0, ge=0, description="seed of split, weights and order of the frames")
     device: str = Field("auto", description="auto, cpu or cuda")

@@ -25,7 +25,6 @@ from flashace.train.optim.schedule import Schedule, loss_weights
 from flashace.train.optim.update import Update
 from flashace.train.prepare import Prepared, make_model, start_readouts
 from flashace.train.ranks import ALONE, LostRank, Ranks
-from flashace.train.run_folder import LEFT_BY_A_FIT as LEFT_BY_A_FIT  # the command line knows it from here
 from flashace.train.run_folder import RunFolder
 from flashace.train.session import Session
 from flashace.train.signals import GivenUp, stop_signals

@@ -9,7 +9,8 @@ from flashace.data.frames import Labelled
 from flashace.evaluate.predict import predict_graphs
 from flashace.potential.model import AttentionACE
 from flashace.structure.neighbors import build_graph
-from flashace.verify.sanity import Sanity, Usual, hard_structures, judge, short_distances
+from flashace.verify.hard_structures import hard_structures, short_distances
+from flashace.verify.outside_data import Sanity, Usual, judge
 
 
 def sanity_of_fit(model: AttentionACE, frames: Sequence[Labelled]) -> Sanity:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from flashace.cli import main as cli
+from flashace.cli.run_folder import default_folder
 from flashace.errors import FlashACEError
 from flashace.train.lock import locked
 
@@ -82,5 +82,5 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
 def test_default_folders_are_taken_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ExitStack() as locks:
-        names = [cli._default_folder("some/data.extxyz", False, locks).name for _ in range(3)]
+        names = [default_folder("some/data.extxyz", False, locks).name for _ in range(3)]
     assert names == ["data", "data-2", "data-3"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ase.io import write
 
-from flashace.cli import main as cli
+from flashace.cli import fit as command
 from flashace.potential.model_file import load_model, read_header
 from flashace.train import clock as train_clock
 from flashace.train import validation
@@ -83,7 +83,7 @@ def test_max_time_ends_the_fit_and_its_schedule(fit, tmp_path, monkeypatch):
     ticks = itertools.count()
     clock = SimpleNamespace(monotonic=lambda: 0.1 * next(ticks))
     monkeypatch.setattr(train_clock, "time", clock)
-    monkeypatch.setattr(cli, "time", clock)
+    monkeypatch.setattr(command, "time", clock)
     assert fit("run", epochs=None, max_time=0.5, learning_rate=1e-3, dtype="float32").exit_code == 0
     assert 20 < clock.monotonic() < 30
     last = rows(tmp_path / "run")[-1]
@@ -107,7 +107,7 @@ def test_max_time_counts_what_comes_after_the_last_step(fit, make_frames, tmp_pa
         return train(self, *arguments)
 
     monkeypatch.setattr(train_clock, "time", clock)
-    monkeypatch.setattr(cli, "time", clock)
+    monkeypatch.setattr(command, "time", clock)
     monkeypatch.setattr(validation, "predict_each", slow)
     monkeypatch.setattr(TrainStep, "__call__", step)
     write(tmp_path / "more.extxyz", make_frames(60))

@@ -9,7 +9,7 @@ import pytest
 from flashace.data.frames import Labelled
 from flashace.potential.model_file import read_header
 from flashace.train.sanity import in_a_sentence, sanity_of_fit
-from flashace.verify.sanity import Sanity
+from flashace.verify.outside_data import Sanity
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,13 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import CalculationFailed
 
-from flashace import FlashACE, FlashACEError, batched
+from flashace import FlashACE, FlashACEError, batched, verify
 from flashace.backends import choice, compiler, splines
 from flashace.backends.c import backend as cpu
 from flashace.backends.c.backend import CpuKernel
 from flashace.backends.splines import splines_of
 from flashace.potential.derivatives import assemble, predict
 from flashace.structure.neighbors import build_graph
-from flashace.verify import laws as verify
 
 OPTIONS = [
     {},

@@ -1,7 +1,6 @@
-"""A structure in; structures of its elements that no training data has, and how far a calculator goes astray on them, out.
+"""A structure in; structures of its elements that no training data has, out.
 
-Pairs and trimers, the structure opened by a gap, an atom pulled off, atoms removed, a gas, packings without order. Nobody knows their true
-energies to a meV, but everybody knows their size: an atom is bound by a few eV, and pulled by no more than about 10 eV/Å.
+Pairs and trimers, the structure opened by a gap, an atom pulled off, atoms removed, a gas, packings without order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,10 +16,7 @@ from flashace.structure.neighbors import build_graph
 SEED = 0
 MOST_ATOMS = 64  # of a structure
 PAIR_STRUCTURES, TRIMERS = 160, 60
-REPULSIVE = 0.9  # of the shortest distance: below it the repulsion acts (`TRUSTED` of model.py), and high energies and forces are right
 GUESS = 0.8  # of what is usual, where it is not known how close atoms come
-DEPTHS, LEAST_ENERGY = 2.0, 8.0  # the bar in depths of training below free atoms, and eV/atom: few crystals are bound by more
-TIMES, LEAST_FORCE = 3.0, 30.0  # the bar in largest forces of training, and eV/Å: twice what the strongest bond pulls with
 
 Pair = tuple[int, int]  # atomic numbers, the smaller first
 
@@ -30,37 +26,6 @@ class Hard(NamedTuple):
 
     name: str
     atoms: Atoms
-
-
-class Usual(NamedTuple):
-    """What is usual in training, or in the structure that is asked about: energies in eV/atom, those of free atoms being 0."""
-
-    lowest: float
-    highest: float
-    force: float  # eV/Å, the largest
-
-
-class Sanity(NamedTuple):
-    """The worst that was found, in which structure, and the bars above which it is not sane."""
-
-    energy: float  # eV/atom beyond those of training and of free atoms
-    energy_bar: float
-    energy_of: str
-    force: float  # eV/Å
-    force_bar: float
-    force_of: str
-
-    @property
-    def worst(self) -> float:
-        """The larger of both in units of its bar; up to 1 it is sane."""
-        return max(self.energy / self.energy_bar, self.force / self.force_bar)
-
-    def in_words(self) -> str:
-        """Both numbers, with their bars and where they were found."""
-        return (
-            f"energies at most {self.energy:.3g} eV/atom beyond the known ones (bar {self.energy_bar:.3g}; {self.energy_of}), "
-            f"forces at most {self.force:.3g} eV/Å (bar {self.force_bar:.3g}; {self.force_of})"
-        )
 
 
 def bonds(symbols: Iterable[str]) -> dict[Pair, float]:
@@ -99,47 +64,11 @@ def hard_structures(frames: Sequence[Atoms], short: Mapping[Pair, float], longes
     return found
 
 
-def judge(
-    structures: Sequence[Hard],
-    results: Iterable[tuple[float, np.ndarray]],
-    free_atoms: Mapping[int, float],
-    usual: Usual,
-    short: Mapping[Pair, float],
-) -> Sanity:
-    """`results` are energy (eV) and forces [N, 3] (eV/Å) of each structure, `free_atoms` the energy of an atom by its atomic number.
-
-    Where two atoms are closer than 0.9 of `short`, high energies and the forces on these atoms are the repulsion's, and set aside.
-    What is not finite counts as infinite.
-    """
-    lowest, highest = min(usual.lowest, 0.0), max(usual.highest, 0.0)
-    energy_bar = max(DEPTHS * -lowest, LEAST_ENERGY)
-    force_bar = max(TIMES * usual.force, LEAST_FORCE)
-    energies, forces = [], []
-    for (_, atoms), (total, pulls) in zip(structures, results, strict=True):
-        energy = (total - sum(free_atoms[z] for z in atoms.numbers)) / len(atoms)
-        close = _too_close(atoms, short)
-        beyond = max(lowest - energy, 0.0 if close.any() else energy - highest, 0.0)
-        pull = np.linalg.norm(pulls, axis=1)[~close].max(initial=0.0)
-        energies.append(beyond if np.isfinite(energy) else np.inf)
-        forces.append(pull if np.isfinite(pulls).all() else np.inf)
-    e, f = int(np.argmax(energies)), int(np.argmax(forces))
-    return Sanity(float(energies[e]), energy_bar, structures[e].name, float(forces[f]), force_bar, structures[f].name)
-
-
-def _too_close(atoms: Atoms, short: Mapping[Pair, float]) -> np.ndarray:
-    """[N]: whether an atom is in a pair that is closer than where the repulsion begins."""
-    graph = build_graph(atoms, max(REPULSIVE * max(short.values()), 0.1))
-    (i, j), r = graph.edge_index.numpy(), graph.edge_vec.norm(dim=1).numpy()
-    close = np.zeros(len(atoms), dtype=bool)
-    close[i[r < REPULSIVE * _table(short)[atoms.numbers[i], atoms.numbers[j]]]] = True
-    return close
-
-
 def _named(pair: Pair) -> str:
     return "-".join(chemical_symbols[z] for z in pair)
 
 
-def _table(short: Mapping[Pair, float]) -> np.ndarray:
+def distance_table(short: Mapping[Pair, float]) -> np.ndarray:
     """[119, 119] Å by atomic numbers."""
     table = np.zeros((len(chemical_symbols),) * 2)
     for (a, b), r in short.items():
@@ -159,7 +88,7 @@ def _pairs(short: Mapping[Pair, float], longest: float) -> Iterator[Hard]:
 
 def _trimers(short: Mapping[Pair, float], longest: float, random: np.random.Generator) -> Iterator[Hard]:
     """Any elements, distances and angles."""
-    elements, table = sorted({z for pair in short for z in pair}), _table(short)
+    elements, table = sorted({z for pair in short for z in pair}), distance_table(short)
     for _ in range(TRIMERS):
         a, b, c = random.choice(elements, 3)
         for _ in range(100):
@@ -256,7 +185,7 @@ def _thinned(atoms: Atoms, random: np.random.Generator) -> Iterator[Hard]:
 
 def _disordered(atoms: Atoms, short: Mapping[Pair, float], random: np.random.Generator) -> Iterator[Hard]:
     """Its elements as a gas, and as packings at half, the whole and one and a half times its density."""
-    table = _table(short)
+    table = distance_table(short)
     size = float((table[atoms.numbers[:, None], atoms.numbers] ** 3).mean())  # Å³, of a cube in which an atom has its place
     room = 4 * size  # about that of liquids
     if atoms.pbc.all():

@@ -1,0 +1,73 @@
+"""The dataclasses of options in, flags of a command out: an option, its default and its meaning are typed in one place, its field."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import cached_property
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import click
+
+LABEL_KEYS = ("energy_key", "forces_key", "stress_key")
+SHORT = {"output": "-o"}
+
+
+class WithFields(click.Command):
+    """A command with a flag, without a default of its own, for each field of `TrainConfig` and `ModelConfig`, or for those named.
+
+    They are made when somebody asks for them: the dataclasses take a tenth of a second to import, which `flashace --help` can spare.
+    """
+
+    def __init__(self, *args: Any, fields: Sequence[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields = fields
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = len(self.params)
+        params = super().get_params(ctx)
+        return [*params[:own], *self._flags, *params[own:]]
+
+    @cached_property
+    def _flags(self) -> list[click.Option]:
+        from flashace.potential.config import ModelConfig
+        from flashace.train.config import TrainConfig
+
+        arguments = {param.name for param in self.params}  # `data` of a fit
+        known = {f.name: f for kind in (TrainConfig, ModelConfig) for f in fields(kind) if f.name not in arguments}
+        made = (_flag(name, known[name].type, known[name].default) for name in self.fields or known)
+        return [flag for flag in made if flag is not None]
+
+
+def _flag(name: str, kind: Any, field: Any) -> click.Option | None:
+    """None for what a command line has no form for: a mapping."""
+    kinds = [part for part in _parts(kind) if get_origin(part) is not dict]
+    flag = f"--{name.replace('_', '-')}"
+    if not kinds:
+        return None
+    text = f"{field.description[0].upper()}{field.description[1:]}.{_default(field.get_default(call_default_factory=True))}"
+    if kinds == [bool]:
+        return click.Option([f"{flag}/--no-{name.replace('_', '-')}"], default=None, help=text)
+    names = [flag, *([SHORT[name]] if name in SHORT else [])]
+    if get_origin(kinds[0]) is tuple:
+        return click.Option(names, multiple=True, help=text)
+    if kinds in ([int], [float], [str]):
+        return click.Option(names, type=kinds[0], help=text)
+    words = [word for part in kinds for word in (("true", "false") if part is bool else get_args(part))]
+    return click.Option(names, type=str, metavar=f"[{'|'.join(words)}]", help=text)
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    """`float | dict[…] | None` -> float, dict[…]."""
+    if get_origin(kind) is Annotated:
+        yield from _parts(get_args(kind)[0])
+    elif get_origin(kind) in (Union, UnionType):
+        for part in get_args(kind):
+            yield from _parts(part)
+    elif kind is not type(None):
+        yield kind
+
+
+def _default(value: Any) -> str:
+    if value is None or value == ():
+        return ""
+    return f"  [default: {str(value).lower() if isinstance(value, bool) else value}]"
