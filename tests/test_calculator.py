@@ -543,7 +543,7 @@ def test_max_edges_is_obeyed_and_kept(model_file, structure, kernel):
     assert max(sizes) <= 60
     again = FlashACE(**json.loads(json.dumps(calculator.parameters)))
     assert again.budget.max_edges == 60
-    with patch("flashace.calculator.share_model", side_effect=AssertionError("the model was read again")):
+    with patch("flashace.potential.model_source.share_model", side_effect=AssertionError("the model was read again")):
         calculator.set(max_edges=None)
     assert calculator.budget.max_edges == FlashACE(model_file, device="cpu").budget.max_edges > 60
 
