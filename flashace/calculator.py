@@ -227,7 +227,7 @@ class FlashACE(Calculator):
         """Of a committee. Others than those at hand, which would be changed too early; with the same weights where these do not change."""
         if len(sources) == 1:
             return ()
-        options = {name: value for name, value in p.items() if name != "model"}
+        options = {name: p[name] for name in self.default_parameters}
         if p["model"] != self.parameters.get("model"):
             return [FlashACE(source, **options) for source in sources]
         members = copy.deepcopy(self.members)
@@ -396,15 +396,17 @@ class FlashACE(Calculator):
         return cast(np.ndarray, energies - alone.mean(0).numpy())
 
     @undisturbed
-    def get_descriptors(self, atoms: Atoms | None = None, layer: int | None = None) -> np.ndarray:
+    def get_descriptors(self, atoms: Atoms | None = None, layer: int | None = None, invariants_only: bool = True) -> np.ndarray:
         """[N, hidden_dim]: numbers that say what surroundings each atom has, for `atoms` or those of the last results.
 
         They are the scalars that the readout of a layer reads: the last one, or `layer`, counted from 0 (from the end where negative).
         Turned, mirrored or shifted structures have the same; they are smooth in the positions, have no unit, and depend on nothing beyond
-        the cutoff. From the plain path, in `dtype`; `results` stay as they are. Raises FlashACEError for a committee, whose members have
-        their own, and for structures as `calculate`.
+        the cutoff. From the plain path, in `dtype`; `results` stay as they are. Programs made for MACE say `invariants_only`; there is
+        nothing else. Raises FlashACEError for a committee, whose members have their own, and for structures as `calculate`.
         """
         atoms = self._asked(atoms, "get_descriptors")
+        if not invariants_only:
+            raise FlashACEError("invariants_only: expected True, got False; descriptors of FlashACE are invariants, so leave it out")
         if self.members:
             raise FlashACEError("get_descriptors: expected a single model, got a committee; ask one of calc.members")
         num_layers = self.model.config.num_layers
