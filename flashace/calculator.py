@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from os import PathLike
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -12,16 +12,20 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes, external_calculators, register_calculator_class
 from ase.cell import Cell
 from ase.data import chemical_symbols
+from torch import Tensor
 
 from flashace.backends.choice import KERNELS, backend_of
 from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWarning, UncertaintyWarning
+from flashace.potential.committee import CommitteeSpread, mean, spread
 from flashace.potential.derivatives import EdgeBudget, Prediction, split
+from flashace.potential.hessian import hessian
 from flashace.potential.model import AttentionACE
-from flashace.potential.model_file import NO_FREE_ATOMS, pack_model, share_model, unpack_model
+from flashace.potential.model_file import NO_FREE_ATOMS, pack_model, unpack_model
+from flashace.potential.model_source import Given, ModelSource
 from flashace.structure.coordination import count_neighbours
 from flashace.structure.graph import Graph, batch_graphs
 from flashace.structure.verlet import VerletList
-from flashace.surroundings import undisturbed
+from flashace.surroundings import exact_products, undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 VOIGT = [0, 4, 8, 5, 2, 1]  # xx, yy, zz, yz, xz, xy of the nine of a symmetric tensor
@@ -64,6 +68,7 @@ class Evaluation(NamedTuple):
 
     results: dict[str, Any]  # with ASE's names
     uncertainty: EnergyUncertainty | None  # where the model file has statistics for it
+    spread: CommitteeSpread | None  # of a committee
 
 
 def check_max_edges(max_edges: int | None) -> int | None:
@@ -98,8 +103,11 @@ class FlashACE(Calculator):
         atoms.get_stress()            # [6] eV/Å³, ASE's sign and Voigt order
 
     All results come from one backward pass. Stress is there when the cell has three vectors, and divided by that cell's volume.
-    `model` is a model file, or a run folder that holds a `model.pt`. `device` is auto, cpu, cuda, cuda:1, …; `dtype` is the precision
-    inside the network, float32 or float64: energies are summed in float64.
+    `model` is a model file, a run folder that holds a `model.pt`, or an `AttentionACE` with its weights as they are now. `device` is auto,
+    cpu, cuda, cuda:1, …; `dtype` is the precision inside the network, float32 or float64: energies are summed in float64.
+    A list of models is a committee: its results are their mean, `get_committee_spread` says how far they differ, and `members` has a
+    calculator of each. What is said below of warnings and of `stop_uncertainty`, each member does by itself.
+    `get_descriptors`, `get_hessian` and `get_node_energies` give what ASE has no name for (docs/calculator.md).
     `get_uncertainty` says how uncertain the energies are. Where that of an atom is above `warn_uncertainty` (eV) a warning is given, once;
     above `stop_uncertainty` (eV) the structure counts as a failed calculation.
 
@@ -118,6 +126,8 @@ class FlashACE(Calculator):
 
     Large structures are evaluated in parts of `max_edges` neighbour pairs, which bounds the memory and changes nothing else; None leaves
     the size to the device (compiled C goes through a few atoms at a time by itself), and where memory runs out it is halved.
+
+    `label`, `directory` and `atoms` are those of every calculator of ASE: `atoms` get this one as their calculator, and no file is written.
 
     Raises FlashACEError for elements the model does not know (at `atoms.calc = …`) and structures that cannot be evaluated, and
     CalculationFailed for results that are not finite, or too uncertain.
@@ -138,9 +148,13 @@ class FlashACE(Calculator):
         "skin": 0.5,
     }
 
+    model: AttentionACE  # of a committee the first
+    members: Sequence["FlashACE"] = ()  # of a committee, each a calculator of its own
+    _sources: Sequence[ModelSource] = ()
+
     def __init__(
         self,
-        model: str | Path,
+        model: Given | Sequence[Given],
         device: str | torch.device | None = "auto",
         dtype: str | torch.dtype = "float32",
         max_edges: int | None = None,
@@ -148,9 +162,16 @@ class FlashACE(Calculator):
         stop_uncertainty: float | None = None,
         kernel: str = "auto",
         skin: float = 0.5,
+        *,
+        label: str | None = None,
+        directory: str | PathLike[str] = ".",
+        atoms: Atoms | None = None,
     ) -> None:
-        thresholds = {"warn_uncertainty": warn_uncertainty, "stop_uncertainty": stop_uncertainty}
-        super().__init__(model=model, device=device, dtype=dtype, max_edges=max_edges, kernel=kernel, skin=skin, **thresholds)
+        options = {"device": device, "dtype": dtype, "max_edges": max_edges, "kernel": kernel, "skin": skin}
+        options |= {"warn_uncertainty": warn_uncertainty, "stop_uncertainty": stop_uncertainty}
+        super().__init__(label=label, directory=directory, model=model, **options)
+        if atoms is not None:  # ASE would attach this before there is a model
+            atoms.calc = self
 
     @undisturbed
     def set(self, **parameters: Any) -> dict[str, Any]:
@@ -159,6 +180,11 @@ class FlashACE(Calculator):
         unknown = sorted(set(parameters) - set(names))
         if unknown:
             raise FlashACEError(f"parameters: expected {', '.join(names[:-1])} or {names[-1]}, got {', '.join(unknown)}; leave it out")
+        sources = self._sources
+        if "model" in parameters:
+            sources = _sources(parameters["model"])
+            names = [source.name for source in sources]
+            parameters["model"] = names if len(names) > 1 else names[0]
         parameters = {name: _plain(name, value) for name, value in parameters.items()}
         p = {**self.parameters, **parameters}
         if p == self.parameters:
@@ -166,15 +192,20 @@ class FlashACE(Calculator):
         device, max_edges = choose_device(p["device"]), check_max_edges(p["max_edges"])
         check_kernel(p["kernel"])
         check_skin(p["skin"])
-        model = self._model_for(p, device)  # before anything is noted down
         for name in ("warn_uncertainty", "stop_uncertainty"):
             if p[name] is not None:
                 _check_threshold(name, p[name])
-                _check_has_uncertainty(model, name, p["model"])
-        if not model.free_atoms and model is not getattr(self, "model", None):
-            warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (this calculator warns once)", stacklevel=5)
+        members = self._members_for(p, sources)  # before anything is noted down
+        model = members[0].model if members else self._model_for(p, sources[0], device)
+        if not members:
+            for name in ("warn_uncertainty", "stop_uncertainty"):
+                if p[name] is not None:
+                    _check_has_uncertainty(model, name, p["model"])
+            if not model.free_atoms and model is not getattr(self, "model", None):
+                warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (this calculator warns once)", stacklevel=5)
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
-        self.verlet_list = VerletList(model.config.r_max, p["skin"])
+        self.members, self._sources = members, sources
+        self.verlet_list = VerletList(self.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = self._warned_of_coordination = False
         self._species, self._shortest = (table.cpu().numpy().copy() for table in (model.element_index, model.shortest))
         self._stresses = None
@@ -183,16 +214,33 @@ class FlashACE(Calculator):
         self.reset()
         return changed
 
-    def _model_for(self, p: dict[str, Any], device: torch.device) -> AttentionACE:
+    def _model_for(self, p: dict[str, Any], source: ModelSource, device: torch.device) -> AttentionACE:
         """The model at hand, unless what it is made of changes: then the file is read."""
         if all(p[name] == self.parameters.get(name) for name in ("model", "device", "dtype")):
             return self.model
-        return share_model(p["model"], choose_dtype(p["dtype"]), device)
+        return source.model(choose_dtype(p["dtype"]), device)
+
+    def _members_for(self, p: dict[str, Any], sources: Sequence[ModelSource]) -> Sequence["FlashACE"]:
+        """Of a committee. Others than those at hand, which would be changed too early; with the same weights where these do not change."""
+        if len(sources) == 1:
+            return ()
+        options = {name: p[name] for name in self.default_parameters}
+        if p["model"] != self.parameters.get("model"):
+            return [FlashACE(source, **options) for source in sources]
+        members = copy.deepcopy(self.members)
+        for member in members:
+            member.set(**options)
+        return members
+
+    @property
+    def models(self) -> tuple[AttentionACE, ...]:
+        """The model, or those of a committee."""
+        return tuple(member.model for member in self.members) or (self.model,)
 
     @property
     def r_max(self) -> float:
-        """Cutoff in Å."""
-        return self.model.config.r_max
+        """Cutoff in Å; the largest of a committee."""
+        return max(model.config.r_max for model in self.models)
 
     def set_atoms(self, atoms: Atoms) -> None:
         """Called by ASE at `atoms.calc = …`: an unknown element is named there, before any run starts."""
@@ -207,13 +255,16 @@ class FlashACE(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         """As multiprocessing and files have it: with the weights, since the model file may be out of reach where it arrives."""
-        return {**self.__dict__, "batch": None, "model": pack_model(self.model)}
+        return {**self.__dict__, "batch": None, "model": None if self.members else pack_model(self.model)}
 
     @undisturbed
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
         p = self.parameters
-        self.model = unpack_model(state["model"], choose_dtype(p["dtype"]), choose_device(p["device"]))
+        if self.members:
+            self.model = self.members[0].model
+        else:
+            self.model = unpack_model(state["model"], choose_dtype(p["dtype"]), choose_device(p["device"]))
         if self.model.embedding.device != self.device:  # "auto" on another machine
             self.device = self.model.embedding.device
             self.budget = EdgeBudget.of(self.device, p["max_edges"])
@@ -245,7 +296,7 @@ class FlashACE(Calculator):
         self._stresses = results.pop("stresses", None)
         if "stresses" in properties and self._stresses is not None:
             results["stresses"] = self._stresses
-        self.results, self._uncertainty = results, found.uncertainty
+        self.results, self._uncertainty, self._spread = results, found.uncertainty, found.spread
 
     def graph(self, atoms: Atoms) -> Graph:
         """Who is whose neighbour, from the Verlet list where it still holds. Raises FlashACEError as `calculate` does."""
@@ -255,12 +306,17 @@ class FlashACE(Calculator):
     def predict(self, graphs: Iterable[Graph]) -> Iterator[tuple[Graph, Prediction]]:
         """Each graph, whose elements the model knows, and what follows from it; as many are evaluated at once as make up `max_edges`."""
         for batch in self.budget.batches(graphs):
-            yield from zip(batch, split(self._predict(batch_graphs(batch)), batch), strict=True)
+            whole = batch_graphs(batch)
+            of_members = [member._predict(whole.within(member.r_max)) for member in self.members]
+            yield from zip(batch, split(mean(of_members) if of_members else self._predict(whole), batch), strict=True)
 
     def evaluation(self, graph: Graph, prediction: Prediction) -> Evaluation:
         """What a user is told of one structure. Warns and raises as `calculate` does."""
-        self._warn_of_short_distances(graph)
-        self._check_coordination(graph)
+        for member, its in zip(self.members, prediction.of_members, strict=True):
+            member.evaluation(graph.within(member.r_max), its)
+        if not self.members:
+            self._warn_of_short_distances(graph)
+            self._check_coordination(graph)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
         energy = float(prediction.energy)
         results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
@@ -273,7 +329,7 @@ class FlashACE(Calculator):
             whole, each = self.model.uncertainty(prediction.features)
             uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
             self._check_certain(uncertainty.energies)
-        return Evaluation(results, uncertainty)
+        return Evaluation(results, uncertainty, spread(prediction) if self.members else None)
 
     def _predict(self, graph: Graph) -> Prediction:
         backend = backend_of(self.model, self.parameters["kernel"])
@@ -287,11 +343,78 @@ class FlashACE(Calculator):
         energy: compare those of atoms with each other and with `model.uncertainty.largest`. See docs/uncertainty.md.
         Raises FlashACEError where the model file has no statistics for it, and otherwise as `calculate`.
         """
+        if self.members:
+            raise FlashACEError(
+                "get_uncertainty: expected a single model, got a committee; take get_committee_spread, or ask one of calc.members"
+            )
         _check_has_uncertainty(self.model, "get_uncertainty", self.parameters["model"])
-        if atoms is None and self.atoms is None:
-            raise FlashACEError("get_uncertainty: expected a structure, got none; give atoms, or compute their energy before")
-        self.get_property("energy", atoms)
+        self.get_property("energy", self._asked(atoms, "get_uncertainty"))
         return cast(EnergyUncertainty, self._uncertainty)
+
+    def get_committee_spread(self, atoms: Atoms | None = None) -> CommitteeSpread:
+        """How far the members of a committee differ, for `atoms` or those of the last results: standard deviations of the energy (eV), of
+        what each atom contributes to it [N] (eV), and of each component of the forces [N, 3] (eV/Å).
+
+        Comes from the same evaluation as the results. Raises FlashACEError for a single model, and otherwise as `calculate`.
+        """
+        if not self.members:
+            raise FlashACEError('get_committee_spread: expected a committee, got one model; make it with FlashACE(["a.pt", "b.pt", …])')
+        self.get_property("energy", self._asked(atoms, "get_committee_spread"))
+        return cast(CommitteeSpread, self._spread)
+
+    def get_node_energies(self, atoms: Atoms | None = None) -> np.ndarray:
+        """[N] eV: what each atom contributes to the energy, beyond the reference energy of its element; for `atoms` or those of the last
+        results, from the evaluation that gives them. An atom alone has zero. Raises as `calculate`.
+        """
+        atoms = self._asked(atoms, "get_node_energies")
+        energies = self.get_property("energies", atoms)
+        alone = torch.stack([model.atomic_energies[model.element_index[torch.from_numpy(atoms.numbers)]].cpu() for model in self.models])
+        return cast(np.ndarray, energies - alone.mean(0).numpy())
+
+    @undisturbed
+    def get_descriptors(self, atoms: Atoms | None = None, layer: int | None = None, invariants_only: bool = True) -> np.ndarray:
+        """[N, hidden_dim]: numbers that say what surroundings each atom has, for `atoms` or those of the last results.
+
+        They are the scalars that the readout of a layer reads: the last one, or `layer`, counted from 0 (from the end where negative).
+        Turned, mirrored or shifted structures have the same; they are smooth in the positions, have no unit, and depend on nothing beyond
+        the cutoff. From the plain path, in `dtype`; `results` stay as they are. Programs made for MACE say `invariants_only`; there is
+        nothing else. Raises FlashACEError for a committee, whose members have their own, and for structures as `calculate`.
+        """
+        atoms = self._asked(atoms, "get_descriptors")
+        if not invariants_only:
+            raise FlashACEError("invariants_only: expected True, got False; descriptors of FlashACE are invariants, so leave it out")
+        if self.members:
+            raise FlashACEError("get_descriptors: expected a single model, got a committee; ask one of calc.members")
+        num_layers = self.model.config.num_layers
+        layer = num_layers - 1 if layer is None else layer
+        if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not -num_layers <= layer < num_layers:
+            raise FlashACEError(f"layer: expected a whole number from {-num_layers} to {num_layers - 1}, got {layer!r}; leave it out")
+        model, graph = self.model, self.graph(atoms).to(self.device)
+        with torch.no_grad(), exact_products():
+            graph = graph.with_edge_vec(graph.edge_vec.to(model.dtype))
+            found = [s for _, s in self.budget.each_part(graph, lambda part: model.scalars(part.graph)[layer])]
+        return torch.cat(found).cpu().numpy()
+
+    @undisturbed
+    def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
+        """[3N, 3N] eV/Å²: the second derivatives of the energy by the positions, for `atoms` or those of the last results.
+
+        Rows and columns go through x, y and z of atom after atom. Exact derivatives, not differences: in float32 to about six digits. Rows
+        add up to zero (a translation costs nothing). From the plain path, in `dtype`; `results` stay as they are. The memory is that of the
+        matrix, 72 N² bytes and as much again for a moment, and of parts of the structure. Raises FlashACEError as `calculate`.
+        """
+        graph = self.graph(self._asked(atoms, "get_hessian")).to(self.device)
+        members = self.members or [self]
+        with exact_products():
+            H = sum(hessian(m.model, graph.within(m.r_max), m.model.dtype, m.budget) for m in members)
+        return cast(Tensor, H / len(members)).numpy()
+
+    def _asked(self, atoms: Atoms | None, name: str) -> Atoms:
+        """`atoms`, or those of the last results."""
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise FlashACEError(f"{name}: expected a structure, got none; give atoms, or compute their energy before")
+        return atoms
 
     def _check_certain(self, energies: np.ndarray) -> None:
         for name in ("stop_uncertainty", "warn_uncertainty"):
@@ -312,7 +435,8 @@ class FlashACE(Calculator):
 
     def _check_elements(self, atoms: Atoms) -> None:
         if self._known_numbers is None or not np.array_equal(atoms.numbers, self._known_numbers):
-            self.model.check_elements(torch.from_numpy(np.unique(atoms.numbers)).long())
+            for model in self.models:
+                model.check_elements(torch.from_numpy(np.unique(atoms.numbers)).long())
             self._known_numbers = atoms.numbers.copy()
 
     def _warn_of_short_distances(self, graph: Graph) -> None:
@@ -374,15 +498,27 @@ if "flashace" not in external_calculators:  # a module may be imported twice, an
     register_calculator_class("flashace", FlashACE)
 
 
+def _sources(model: Any) -> list[ModelSource]:
+    """One for each model of a list, or of the only one. Raises FlashACEError for an empty list, and as `ModelSource.of`."""
+    listed = model if isinstance(model, Sequence) and not isinstance(model, str | ModelSource) else [model]
+    if not listed:
+        raise FlashACEError("model: expected one model or more, got an empty list; look at how the list was made")
+    return [ModelSource.of(each) for each in listed]
+
+
 def _plain(name: str, value: Any) -> Any:
     """A parameter as JSON has it, which is what files of ASE keep: names instead of torch's objects, Python's numbers for numpy's."""
-    if name == "model":
-        return str(Path(value, "model.pt")) if Path(str(value)).is_dir() else str(value)  # a run folder
     if name == "device":
         return "auto" if value is None else str(value) if isinstance(value, torch.device) else value
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, type):  # np.float64
+        return value.__name__
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0):
+        return value.item()
+    return value
 
 
 def _check_threshold(name: str, value: Any) -> None:

@@ -27,9 +27,10 @@ from ase.mep import NEB
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace import FlashACE, FlashACEError, ShortDistanceWarning, batched
+from flashace import FlashACE, FlashACEError, ShortDistanceWarning, batched, evaluate_many
 from flashace.potential import derivatives
 from flashace.potential.derivatives import predict
+from flashace.potential.model import AttentionACE
 from flashace.potential.model_file import load_model, save_model
 from flashace.structure.neighbors import build_graph
 
@@ -466,6 +467,309 @@ def test_a_band_in_threads_is_the_band_in_series(model_file, structure):
     np.testing.assert_allclose(forces[True], forces[False], atol=1e-9)
 
 
+# What ASE has no name for
+
+
+def turned(atoms):
+    """Rotated, mirrored and moved."""
+    other = atoms.copy()
+    q = -np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
+    other.set_cell(atoms.cell.array @ q.T)
+    other.positions = atoms.positions @ q.T + 1.7
+    return other
+
+
+@pytest.mark.parametrize("name", ["crystal", "molecule", "wire", "atom"])
+def test_descriptors_do_not_turn_with_the_structure(calculator, structure, name):
+    atoms = structure(name)
+    found = calculator.get_descriptors(atoms)
+    assert found.shape == (len(atoms), calculator.model.config.hidden_dim)
+    np.testing.assert_allclose(calculator.get_descriptors(turned(atoms)), found, atol=1e-11)
+    order = np.random.default_rng(0).permutation(len(atoms))
+    np.testing.assert_allclose(calculator.get_descriptors(atoms[order]), found[order], atol=1e-11)
+
+
+def test_descriptors_are_what_the_readouts_read(calculator, structure):
+    """Each layer has its own, and together they give the energies."""
+    atoms, model = structure("crystal"), calculator.model
+    atoms.set_cell(1.25 * atoms.cell.array, scale_atoms=True)  # beyond the reach of the repulsion
+    layers = [torch.from_numpy(calculator.get_descriptors(atoms, layer=layer)) for layer in range(model.config.num_layers)]
+    np.testing.assert_array_equal(calculator.get_descriptors(atoms), layers[-1])
+    np.testing.assert_array_equal(calculator.get_descriptors(atoms, layer=-len(layers)), layers[0])
+    assert (layers[0] - layers[-1]).abs().max() > 0.1
+    alone = [torch.from_numpy(calculator.get_descriptors(Atoms(atoms.numbers[[0]]), layer=layer)) for layer in range(len(layers))]
+    beyond = sum(readout(s[:1]) - readout(s0) for readout, s, s0 in zip(model.readouts, layers, alone, strict=True))
+    assert (model.scale * beyond).item() == pytest.approx(calculator.get_node_energies(atoms)[0], abs=1e-10)
+
+
+def test_descriptors_in_parts_and_in_float32(calculator, model_file, structure):
+    atoms = structure("crystal")
+    found = calculator.get_descriptors(atoms)
+    calculator.budget.max_edges = 40
+    np.testing.assert_allclose(calculator.get_descriptors(atoms), found, atol=1e-12)
+    single = FlashACE(model_file, device="cpu").get_descriptors(atoms)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, found, atol=1e-4)
+
+
+def test_descriptors_say_what_they_expect(calculator, structure):
+    for layer in (2, -3, 0.5, True):
+        with pytest.raises(FlashACEError, match=rf"layer: expected a whole number from -2 to 1, got {layer}"):
+            calculator.get_descriptors(structure("crystal"), layer=layer)
+    with pytest.raises(FlashACEError, match="invariants_only: expected True, got False"):
+        calculator.get_descriptors(structure("crystal"), invariants_only=False)
+
+
+ASKED = {
+    "get_descriptors": lambda calculator, atoms: calculator.get_descriptors(atoms),
+    "get_hessian": lambda calculator, atoms: calculator.get_hessian(atoms),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_results_stay_as_they_are_whatever_else_is_asked(calculator, structure, name):
+    atoms, other = structure("molecule"), structure("primitive")
+    atoms.calc = calculator
+    atoms.get_forces()
+    before = copy.deepcopy(calculator.results)
+    own = ASKED[name](calculator, None)  # of the last results
+    np.testing.assert_array_equal(own, ASKED[name](calculator, atoms))
+    ASKED[name](calculator, other)
+    assert calculator.results.keys() == before.keys() <= set(all_properties)
+    assert all(np.array_equal(calculator.results[key], before[key]) for key in before)
+    assert not calculator.calculation_required(atoms, ["forces"])
+
+
+@pytest.mark.parametrize("name", ["get_descriptors", "get_hessian", "get_node_energies", "get_committee_spread"])
+def test_without_a_structure_they_say_so(calculator, model_file, name):
+    asked = FlashACE([model_file, model_file], device="cpu") if "committee" in name else calculator
+    with pytest.raises(FlashACEError, match=f"{name}: expected a structure, got none"):
+        getattr(asked, name)()
+
+
+def test_second_derivatives_are_those_of_the_calculator(calculator, model_file, structure):
+    """In ASE's order of the forces, and near enough in float32."""
+    atoms = structure("wire")
+    H = calculator.get_hessian(atoms)
+    assert H.shape == (3 * len(atoms), 3 * len(atoms))
+    step = 1e-4
+    forces = []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.positions[2, 1] += sign * step
+        forces.append(calculator.get_property("forces", moved).ravel())
+    np.testing.assert_allclose(H[3 * 2 + 1], (forces[1] - forces[0]) / (2 * step), atol=2e-5 * np.abs(H).max())
+    single = FlashACE(model_file, device="cpu").get_hessian(atoms)
+    assert single.dtype == np.float64
+    np.testing.assert_allclose(single, H, atol=1e-4 * np.abs(H).max())
+
+
+def test_node_energies_are_energies_without_those_of_atoms_alone(calculator, structure):
+    atoms = structure("crystal")
+    found = calculator.get_node_energies(atoms)
+    expected = calculator.results["energies"] - [calculator.model.e0[symbol] for symbol in atoms.symbols]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert calculator.get_node_energies(structure("atom")) == [0.0]
+    assert set(calculator.results) <= set(all_properties)
+
+
+# Models that are no single file
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, make_model):
+    """Three models, of which one has another cutoff."""
+    folder = tmp_path_factory.mktemp("committee")
+    for n, options in enumerate(({}, {}, {"r_max": 3.5})):
+        save_model(folder / f"{n}.pt", make_model(seed=n, **options), {})
+    return [folder / f"{n}.pt" for n in range(3)]
+
+
+def test_a_committee_gives_the_mean_and_how_far_its_members_differ(files, structure):
+    atoms = structure("crystal")
+    atoms.calc = FlashACE(files, device="cpu", dtype="float64")
+    alone = []
+    for file in files:
+        member = FlashACE(file, device="cpu", dtype="float64")
+        member.calculate(atoms, ["stresses"])
+        alone.append(member.results)
+    atoms.get_stresses()
+    assert set(atoms.calc.results) == set(alone[0])
+    for name, value in atoms.calc.results.items():
+        np.testing.assert_allclose(value, np.mean([results[name] for results in alone], axis=0), atol=1e-11, err_msg=name)
+    spread = atoms.calc.get_committee_spread(atoms)
+    for name in ("energy", "energies", "forces"):
+        np.testing.assert_allclose(getattr(spread, name), np.std([results[name] for results in alone], axis=0, ddof=1), atol=1e-11)
+    assert type(spread.energy) is float
+    assert [member.get_potential_energy(atoms) for member in atoms.calc.members] == pytest.approx([r["energy"] for r in alone], abs=1e-11)
+
+
+def test_what_a_committee_gives_belongs_to_the_structure_asked_about(files, structure):
+    calculator = FlashACE(files, device="cpu", dtype="float64")
+    first, second = structure("molecule"), structure("primitive")
+    spread = calculator.get_committee_spread(first)
+    assert len(calculator.get_committee_spread(second).forces) == len(second)
+    assert "stress" in calculator.results
+    np.testing.assert_array_equal(calculator.get_committee_spread(first).forces, spread.forces)
+    assert "stress" not in calculator.results
+
+
+def test_a_committee_of_twins_is_the_twin(model_file, calculator, structure):
+    atoms = structure("wire")
+    twins = FlashACE([model_file] * 2, device="cpu", dtype="float64")
+    assert twins.get_potential_energy(atoms) == pytest.approx(calculator.get_potential_energy(atoms), abs=SAME)
+    spread = twins.get_committee_spread(atoms)
+    assert spread.energy == 0
+    assert not spread.forces.any()
+    np.testing.assert_allclose(twins.get_hessian(atoms), calculator.get_hessian(atoms), atol=1e-10)
+    np.testing.assert_allclose(twins.get_node_energies(atoms), calculator.get_node_energies(atoms), atol=1e-10)
+
+
+def test_committees_work_wherever_calculators_do(files, structure):
+    """Many at once, copies, other processes, changed options."""
+    images = [structure("molecule"), structure("primitive")]
+    options = {"device": "cpu", "dtype": "float64"}
+    expected = [FlashACE(files, **options).get_potential_energy(atoms) for atoms in images]
+    assert [r["energy"] for r in evaluate_many(images, FlashACE(files, **options))] == pytest.approx(expected, abs=SAME)
+    calculator = FlashACE(files, **options)
+    for atoms in images:
+        atoms.calc = copy.deepcopy(calculator)
+    with batched(images):
+        assert [atoms.get_potential_energy() for atoms in images] == pytest.approx(expected, abs=SAME)
+        spread = images[0].calc.get_committee_spread()
+    assert spread.energy == pytest.approx(calculator.get_committee_spread(images[0]).energy, abs=SAME)
+    arrived = pickle.loads(pickle.dumps(calculator))
+    arrived.reset()
+    assert arrived.models == calculator.models
+    assert arrived.get_potential_energy(images[1]) == pytest.approx(expected[1], abs=SAME)
+    calculator.set(max_edges=40)
+    assert calculator.models == arrived.models
+    assert {member.budget.max_edges for member in calculator.members} == {40}
+    assert calculator.get_potential_energy(images[0]) == pytest.approx(expected[0], abs=SAME)
+    calculator.set(model=files[0])
+    assert calculator.members == ()
+    assert calculator.parameters["model"] == str(files[0])
+
+
+def test_members_watch_by_themselves(trained, make_model, tmp_path):
+    """The first of them has no distances of training."""
+    save_model(tmp_path / "silent.pt", make_model(), {})
+    calculator = FlashACE([tmp_path / "silent.pt", trained.parameters["model"]])
+    atoms = Atoms("SiC", [(0, 0, 0), (1.2, 0, 0)], calculator=calculator)
+    with pytest.warns(ShortDistanceWarning, match=r"1\.200 Å apart"):
+        atoms.get_forces()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ShortDistanceWarning)  # the switch
+        FlashACE(calculator.parameters["model"]).get_potential_energy(atoms)
+
+
+def test_members_that_do_not_know_an_element_say_so(make_model, files, tmp_path):
+    config, e0 = make_model().config, {"Si": -5.0, "O": -10.0}
+    save_model(tmp_path / "sio.pt", AttentionACE(config, e0), {})
+    for models in ([tmp_path / "sio.pt", files[0]], [files[0], tmp_path / "sio.pt"]):
+        with pytest.raises(FlashACEError, match=r"this model knows (O|C), Si; the structure also has (O|C)"):
+            Atoms("SiOC", np.eye(3)).calc = FlashACE(models)
+
+
+def test_committees_and_single_models_say_what_they_have_not(files, structure):
+    committee, single = FlashACE(files[:2], device="cpu"), FlashACE(files[0], device="cpu")
+    with pytest.raises(FlashACEError, match=r"get_descriptors: expected a single model, got a committee"):
+        committee.get_descriptors(structure("crystal"))
+    with pytest.raises(FlashACEError, match=r"get_uncertainty: .* got a committee; take get_committee_spread"):
+        committee.get_uncertainty(structure("crystal"))
+    with pytest.raises(FlashACEError, match="get_committee_spread: expected a committee, got one model"):
+        single.get_committee_spread(structure("crystal"))
+    with pytest.raises(FlashACEError, match=r"warn_uncertainty: .*0\.pt has no statistics"):
+        committee.set(warn_uncertainty=0.1)
+    assert committee.parameters["warn_uncertainty"] is None
+    with pytest.raises(FlashACEError, match="model: expected one model or more, got an empty list"):
+        FlashACE([])
+    with pytest.raises(FlashACEError, match="model: expected a model file, a run folder, an AttentionACE or a list of these, got 5"):
+        FlashACE(5)
+
+
+def test_a_model_object_is_taken_as_it_is_now(make_model, structure):
+    """What is done to it afterwards, a fit that goes on for example, changes no calculator."""
+    model, atoms = make_model(seed=4), structure("crystal")
+    calculator = FlashACE(model, device="cpu", dtype="float64")
+    energy = calculator.get_potential_energy(atoms)
+    assert energy == pytest.approx(predict(model, build_graph(atoms, 4.0), torch.float64).energy.item(), abs=SAME)
+    assert all(p.requires_grad for p in model.readouts.parameters())
+    with torch.no_grad():
+        model.readouts[0].linear.weight.mul_(2.0)
+    calculator.set(dtype="float32")
+    assert calculator.get_potential_energy(atoms) == pytest.approx(energy, abs=1e-3)
+    calculator.set(model=model)
+    assert abs(calculator.get_potential_energy(atoms) - energy) > 1e-2
+
+
+GIVEN = {
+    "file": lambda model, file: file,
+    "text": lambda model, file: str(file),
+    "folder": lambda model, file: file.parent,
+    "object": lambda model, file: model,
+    "files": lambda model, file: [file, str(file)],
+    "objects and files": lambda model, file: (model, file),
+    "a list of one": lambda model, file: [file],
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_whatever_was_given_can_be_stored(model, model_file, structure, tmp_path, given):
+    atoms = structure("primitive")
+    atoms.calc = FlashACE(GIVEN[given](model, model_file), device=torch.device("cpu"), dtype=np.float64, skin=np.array(0.25))
+    energy = atoms.get_potential_energy()
+    atoms.get_forces()
+    for name in ("a.traj", "a.db", "a.json"):
+        write(tmp_path / name, atoms)
+        assert read(tmp_path / name).get_potential_energy() == pytest.approx(energy, abs=1e-8), name
+    parameters = connect(tmp_path / "a.db").get(1).calculator_parameters
+    assert parameters == json.loads(json.dumps(atoms.calc.todict()))
+    assert parameters["dtype"] == "float64"
+    if "object" in given:
+        with pytest.raises(FlashACEError, match=r"model: <AttentionACE [0-9a-f]{16}> was an object of the program that wrote this"):
+            FlashACE(**parameters)
+    else:
+        assert FlashACE(**parameters).get_potential_energy(structure("primitive")) == pytest.approx(energy, abs=SAME)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_another_current_folder_changes_nothing(model_file, structure, monkeypatch, tmp_path, many):
+    monkeypatch.chdir(model_file.parent)
+    calculator = FlashACE(["model.pt", "model.pt"] if many else "model.pt", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    calculator.set(dtype="float64")
+    energy = calculator.get_potential_energy(structure("primitive"))
+    again = FlashACE(**calculator.parameters)
+    assert again.get_potential_energy(structure("primitive")) == energy
+    assert calculator.set(model=[model_file, model_file] if many else model_file) == {}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.dtype("float64"), np.str_("float64"), torch.float64])
+def test_precision_in_the_types_of_numpy_and_torch(model_file, dtype):
+    assert FlashACE(model_file, dtype=dtype).parameters["dtype"] == "float64"
+
+
+@pytest.mark.parametrize("number", [np.int64(500), np.array(500), torch.tensor(500)])
+def test_numbers_in_the_types_of_numpy_and_torch(model_file, number):
+    calculator = FlashACE(model_file, max_edges=number, skin=number / 1000)
+    assert (calculator.parameters["max_edges"], calculator.parameters["skin"]) == (500, pytest.approx(0.5))
+    json.dumps(calculator.parameters)
+
+
+def test_keywords_of_ase_mean_what_they_mean_there(model_file, structure, tmp_path):
+    atoms = structure("primitive")
+    calculator = FlashACE(model_file, label="run", directory=tmp_path, atoms=atoms)
+    assert atoms.calc is calculator
+    assert (calculator.label, calculator.directory) == (f"{tmp_path}/run", str(tmp_path))
+    atoms.get_forces()
+    assert list(tmp_path.iterdir()) == []
+    assert not {"label", "directory", "atoms"} & set(calculator.parameters)
+    with pytest.raises(FlashACEError, match="the structure also has Au"):
+        FlashACE(model_file, atoms=Atoms("Au"))
+
+
 # What else of ASE stands between a calculator and its user
 
 
@@ -543,7 +847,7 @@ def test_max_edges_is_obeyed_and_kept(model_file, structure, kernel):
     assert max(sizes) <= 60
     again = FlashACE(**json.loads(json.dumps(calculator.parameters)))
     assert again.budget.max_edges == 60
-    with patch("flashace.calculator.share_model", side_effect=AssertionError("the model was read again")):
+    with patch("flashace.potential.model_source.share_model", side_effect=AssertionError("the model was read again")):
         calculator.set(max_edges=None)
     assert calculator.budget.max_edges == FlashACE(model_file, device="cpu").budget.max_edges > 60
 

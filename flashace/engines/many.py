@@ -62,7 +62,7 @@ def batched(work: Any) -> Iterator[None]:
         )
     first = calculators[0]
     for other in calculators[1:]:
-        if other.model is not first.model or other.parameters != first.parameters:
+        if other.models != first.models or other.parameters != first.parameters:
             raise FlashACEError(
                 f"batched: expected calculators with one model and the same options, got {first.parameters} and {other.parameters}; make "
                 "them alike"
@@ -82,7 +82,7 @@ class _Batch:
 
     def __init__(self, members: Sequence[tuple[Atoms, FlashACE]]) -> None:
         self._members = members
-        self._model, self._parameters = members[0][1].model, dict(members[0][1].parameters)
+        self._models, self._parameters = members[0][1].models, dict(members[0][1].parameters)
         self._known: dict[Key, Evaluation] = {}
         self._lock = threading.Lock()  # a NEB with parallel=True has a thread per image
 
@@ -106,7 +106,7 @@ class _Batch:
 
     def _serves(self, calculator: FlashACE) -> bool:
         """Options may be changed within the block."""
-        return calculator.model is self._model and calculator.parameters == self._parameters
+        return calculator.models == self._models and calculator.parameters == self._parameters
 
     def _evaluate(self, wanted: dict[Key, tuple[Atoms, FlashACE]]) -> None:
         calculator = next(iter(wanted.values()))[1]

@@ -66,7 +66,7 @@ class FlashACEModel(ModelInterface):
         structures, skin = list(_structures(state)), self.calculator.parameters["skin"]
         self._lists += [VerletList(self.calculator.r_max, skin) for _ in structures[len(self._lists) :]]
         for atoms, pairs in zip(structures, self._lists, strict=False):
-            self.calculator.model.check_elements(torch.from_numpy(atoms.numbers))
+            self.calculator.set_atoms(atoms)
             yield pairs(atoms)
 
 

@@ -144,6 +144,10 @@ class AttentionACE(nn.Module):
             features = torch.cat([readout.features(s) for readout, s in zip(self._readouts(), states, strict=True)], dim=1)
             return energies, self._beyond_alone(graph, features)
 
+    def scalars(self, graph: Graph) -> list[Tensor]:
+        """The invariants [C, hidden_dim] of each centre after each layer: what the readout of that layer reads."""
+        return [s[: graph.num_centres] for s in self._interaction(graph, self.element_index[graph.numbers])[1]]
+
     def _energies(self, graph: Graph, interaction: Interaction | None) -> tuple[Tensor, list[Tensor]]:
         """[C] in eV, and the scalars [C + S, hidden_dim] that each readout read."""
         element = self.element_index[graph.numbers]

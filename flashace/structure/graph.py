@@ -64,6 +64,14 @@ class Graph:
         """The same graph with other edge vectors, for example a leaf of autograd or a rotated copy."""
         return replace(self, edge_vec=edge_vec)
 
+    def within(self, r_max: float) -> "Graph":
+        """The same graph without the pairs that are `r_max` Å apart or more."""
+        near = (self.edge_vec.square().sum(1) < r_max**2).nonzero().squeeze(1)
+        if len(near) == len(self.edge_vec):
+            return self
+        first = torch.searchsorted(near, self.first)  # as many near ones stand before
+        return replace(self, edge_index=self.edge_index[:, near], edge_vec=self.edge_vec[near], first=first, slots=_slots(first))
+
 
 class Part(NamedTuple):
     """The neighbourhoods of some atoms of a graph, as a graph of its own: first these C atoms, then for each edge its neighbour."""

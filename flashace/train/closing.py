@@ -15,7 +15,7 @@ from flashace.train.batches import FrameSet
 from flashace.train.log import Log
 from flashace.train.prepare import Prepared
 from flashace.train.sanity import in_a_sentence, sanity_of_fit
-from flashace.verify.sanity import Sanity
+from flashace.verify.outside_data import Sanity
 
 PACKAGES = ("flashace", "torch", "e3nn", "ase", "matscipy", "numpy")
 
