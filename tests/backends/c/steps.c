@@ -1,5 +1,5 @@
-/* Each step of evaluate.c on its own, for test_steps.py: n edges or B atoms; what goes in, what comes out, slopes along what comes
-   out, and slopes along what went in, which come as zeros. */
+/* Each step of evaluate.c on its own, for test_steps.py: n edges or B atoms; what goes in, what comes out, slopes
+   along what comes out, and slopes along what went in, which come as zeros. */
 #include "evaluate.c"
 
 #define STEP(name) void step_##name(const Model *model, const Layer *layer, int64_t n, const int64_t *pair
@@ -46,8 +46,8 @@ STEP(splines), const double *r, real *curve, const real *g_curve, double *g_r) {
 }
 
 STEP(attention), const double *r, const double *f, const real *Y, const real *query, const real *look, real *values,
-     real *attended, real *plain, const real *g_values, const real *g_attended, const real *g_plain, double *g_r, double *g_f,
-     real *g_Y, real *g_query, real *g_look) {
+     real *attended, real *plain, const real *g_values, const real *g_attended, const real *g_plain, double *g_r,
+     double *g_f, real *g_Y, real *g_query, real *g_look) {
     static Edge edge[64];
     static real weight[64 * HP] __attribute__((aligned(64))), bare[64 * HP] __attribute__((aligned(64))), g[64 * HP];
     static real curve[64 * W], dcurve[64 * W], seen[64 * LM * H];
@@ -55,11 +55,12 @@ STEP(attention), const double *r, const double *f, const real *Y, const real *qu
     if (!has_tensors(model, layer)) look = NULL;
     for (int64_t e = 0; e < n; e++) edge[e] = at(model, pair[e], r[e], f[e]);
     attention_forward(model, layer, n, edge, Y, query, look, &room, values, attended, plain);
-    attention_backward(model, layer, n, edge, Y, query, look, &room, g_values, g_attended, g_plain, g_r, g_f, g_Y, g_query,
-                       g_look);
+    attention_backward(model, layer, n, edge, Y, query, look, &room, g_values, g_attended, g_plain, g_r, g_f, g_Y,
+                       g_query, g_look);
 }
 
-STEP(queries), const vec *s, const vec *t, vec *query, vec *look, const vec *g_query, const vec *g_look, vec *g_s, vec *g_t) {
+STEP(queries), const vec *s, const vec *t, vec *query, vec *look, const vec *g_query, const vec *g_look, vec *g_s,
+     vec *g_t) {
     COPY(work.s, s, F); COPY(work.t, t, T * K);
     queries_forward(layer, &work);
     COPY(query, work.query, D * H); COPY(look, work.look, T * H);
@@ -83,8 +84,8 @@ STEP(product), const vec *A, vec *orders, const vec *g_orders, vec *g_A) {
     COPY(g_A, work.orders, L * K);
 }
 
-STEP(state), const vec *orders, const vec *values, const vec *s, const vec *t, vec *s_out, vec *t_out, const vec *g_s_out,
-     const vec *g_t_out, vec *g_orders, vec *g_values, vec *g_s, vec *g_t) {
+STEP(state), const vec *orders, const vec *values, const vec *s, const vec *t, vec *s_out, vec *t_out,
+     const vec *g_s_out, const vec *g_t_out, vec *g_orders, vec *g_values, vec *g_s, vec *g_t) {
     const int tensors = has_tensors(model, layer);
     COPY(s_out, s, F); COPY(t_out, t, T * K);
     state_forward(layer, tensors, orders, values, s_out, t_out, work.ds, work.dt);
@@ -93,8 +94,8 @@ STEP(state), const vec *orders, const vec *values, const vec *s, const vec *t, v
     if (tensors) COPY(g_t, g_t_out, T * K);
 }
 
-STEP(feed_forward), const vec *s, const vec *t, vec *s_out, vec *t_out, const vec *g_s_out, const vec *g_t_out, vec *g_s,
-     vec *g_t) {
+STEP(feed_forward), const vec *s, const vec *t, vec *s_out, vec *t_out, const vec *g_s_out, const vec *g_t_out,
+     vec *g_s, vec *g_t) {
     COPY(s_out, s, F); COPY(t_out, t, T * K);
     feed_forward_forward(model->per_feed_forward, layer, s_out, t_out, &kept.gates, work.x, work.hidden);
     COPY(g_s, g_s_out, F); COPY(g_t, g_t_out, T * K);

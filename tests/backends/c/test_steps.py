@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from flashace.backends.c.backend import LAYOUT, SOURCE, compile_command, sources
 from flashace.backends.compiler import cached_library
-from flashace.backends.layout import c_header, pack, sizes_of
+from flashace.backends.layout import c_header, pack
 from flashace.backends.splines import splines_of
 from flashace.nn.bounds import bounded, saturated
 from flashace.nn.radial import polynomial_envelope
@@ -206,7 +206,7 @@ def test_a_step_and_its_slopes_are_those_of_torch(compiled, step, p):
 
     arrays = [[into(x.detach()) for x in group] for group in (inputs, [torch.zeros_like(x) for x in outputs], slopes)]
     arrays.append([torch.zeros_like(x) for x in arrays[0]])
-    compiled.call(step, p, pair, sum(arrays, []))
+    compiled.call(step, p, pair, [x for group in arrays for x in group])
     for what, found, wanted in (("value", arrays[1], outputs), ("slope", arrays[3], expected)):
         for i, (x, y) in enumerate(zip(found, wanted, strict=True)):
             error = float((out_of(x) - y.detach()).abs().max())
@@ -217,7 +217,3 @@ def test_no_step_is_left_out():
     found = {name for path in sources() for name in re.findall(r"(\w+)_backward\(", path.read_text())}
     parts = {"map", "map_tensors", "bounded", "scores", "weights", "basis"}  # of these steps
     assert found - parts - {"layer", "block"} == set(STEPS) - {"repulsion", "saturated"}  # two that give value and slope in one
-
-
-def test_columns_of_the_table(compiled):
-    assert sizes_of(compiled.model)["W"] == sum(compiled.model.layers[0].edge_functions.sizes)
