@@ -4,7 +4,7 @@ enum { B = 64 / sizeof(real), HV = (H + B - 1) / B, HP = HV * B };
 typedef real vec __attribute__((vector_size(64), may_alias));
 #define FA_WHOLE(type) _Generic((type)0, float: (int32_t)0, double: (int64_t)0)
 typedef __typeof__(FA_WHOLE(real)) ivec __attribute__((vector_size(64), may_alias));
-_Static_assert(sizeof(vec) == B * sizeof(real) && _Alignof(vec) == 64, "memory is shared out in pieces of 64 bytes");
+_Static_assert(sizeof(vec) == 64 && 64 % _Alignof(vec) == 0, "memory is shared out in pieces of 64 bytes");
 static const vec ZERO = {0};
 
 static inline vec pick(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }

@@ -1,5 +1,5 @@
-/* A whole model in one library: evaluate.c for its sizes (layout.h), and the weights that export.py writes to weights.h and
-   weights.bin. */
+/* A whole model in one library: evaluate.c for its sizes (layout.h), and the weights that export.py writes to
+   weights.h and weights.bin. */
 #include "evaluate.c"
 #include "model.h"
 
