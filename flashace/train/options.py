@@ -10,8 +10,8 @@ from flashace.train.config import TrainConfig
 HEADER = """\
 # Options of a fit
 
-One flat list in a YAML file (`flashace fit -c FILE`). `flashace fit --help` shows those that are flags too, with `-` for `_`; a flag wins
-over the file.
+One flat list in a YAML file (`flashace fit -c FILE`). Each of them is a flag of `flashace fit` too, with `-` for `_`: `--num-layers 3`,
+`--no-zbl`; a flag wins over the file. `data` is the argument DATA, and mappings ({symbol: number}) stand in the file alone.
 This page is generated: `python -m flashace.train.options > docs/options.md`.
 """
 
