@@ -32,6 +32,7 @@ COUNTED = 6  # force components of a frame, as many as a stress has: the others 
 WITNESSES = 10  # frames that speak for a convention of all: the others have the same errors again
 EXPLAINED = 0.3  # the part that a fit may leave unexplained of labels that it judges
 FORCE_FLOOR, STRESS_FLOOR = 1e-3, 1e-5  # eV/Å, eV/Å³: no prediction is better
+LEAST_MISSED = 1e-6  # share of energies and of forces, squared: less is rounding, where symmetry leaves them few ways to be
 CAP = 12  # no model is so good that larger powers of ten would mean anything
 
 ENERGY_UNITS = {
@@ -152,10 +153,10 @@ def _fits(ridge: Ridge, forces: Sequence[np.ndarray | None]) -> np.ndarray:
 
 def convention_findings(fitted: Fitted) -> list[Finding]:
     """Everything that the fit can tell, and last a note of how good it is."""
-    found, units = _energy_and_forces(fitted)
+    spread = fitted.ridge.spread(fitted.energy, SHAPE_AND_PRESSURE)
+    found, units = _energy_and_forces(fitted, spread)
     energy = _energies(fitted, units)
     predicted = fitted.ridge.predict(energy)
-    spread = fitted.ridge.spread(energy, SHAPE_AND_PRESSURE)
     forces = ForceTest.of([f.forces for f in fitted.frames], predicted.forces, spread.forces)
     return [
         *(found or _absolute_unit(fitted)),
@@ -252,19 +253,20 @@ UNITS = [
 ]
 
 
-def _energy_and_forces(fitted: Fitted) -> tuple[list[Finding], Units]:
+def _energy_and_forces(fitted: Fitted, spread: Spread) -> tuple[list[Finding], Units]:
     """Which units energies and forces have if they belong together."""
     known = np.isfinite(fitted.energy) & fitted.ridge.used
     if known.sum() < MIN_FRAMES or np.ptp(fitted.energy[known]) < 1e-9:
         return [], Units()
     distinct = list({u.looks_like: u for u in reversed(UNITS)}.values())
     predicted = fitted.ridge.predict_each([_energies(fitted, units) for units in distinct])
-    scores = {units: _score(fitted, _energies(fitted, units), known, p) for units, p in zip(distinct, predicted, strict=True)}
+    weight = 1 / np.sqrt(1 + spread.energy)
+    scores = {units: _score(fitted, _energies(fitted, units), weight, known, p) for units, p in zip(distinct, predicted, strict=True)}
     usual, best = scores[Units()], max(scores, key=lambda units: scores[units][0])
     margin = scores[best][0] - usual[0]
     if margin < SURE + 0.3 * known.sum():
         return [], Units()
-    near = 0.1 * known.sum() + 5
+    near = 0.3 * known.sum() + 5  # so far the errors of the linear model may have moved the ratio
     rivals = [u for u in UNITS if u != best and any(u.looks_like == r.looks_like for r in scores if scores[best][0] - scores[r][0] < near)]
     text = (
         f"forces and energies do not belong together: a fit to both leaves {percent(usual[1])} of the energy differences unexplained as "
@@ -288,15 +290,16 @@ def _energies(fitted: Fitted, units: Units) -> np.ndarray:
     return energy
 
 
-def _score(fitted: Fitted, energy: np.ndarray, known: np.ndarray, predicted: Predicted) -> tuple[float, float, float]:
+def _score(fitted: Fitted, energy: np.ndarray, weight: np.ndarray, known: np.ndarray, predicted: Predicted) -> tuple[float, float, float]:
     """Log-likelihood of energies and forces, each with its own error, and the unexplained parts of both. A frame counts as one energy and
-    three forces: its other forces say the same again."""
-    missed = _unexplained(energy[known], predicted.energy[known])
+    three forces: its other forces say the same again. `weight` [B]: a frame unlike all others, whose energy they leave open, says little."""
+    missed = _unexplained((weight * energy)[known], (weight * predicted.energy)[known])
     pairs = [
         (f.forces, p) for f, p, u in zip(fitted.frames, predicted.forces, fitted.ridge.used, strict=True) if u and f.forces is not None
     ]
     missed_forces = _unexplained(np.concatenate([f for f, _ in pairs]), np.concatenate([p for _, p in pairs]))
-    return -0.5 * known.sum() * np.log(missed) - 1.5 * len(pairs) * np.log(missed_forces), missed, missed_forces
+    likelihood = -0.5 * known.sum() * np.log(max(missed, LEAST_MISSED)) - 1.5 * len(pairs) * np.log(max(missed_forces, LEAST_MISSED))
+    return likelihood, missed, missed_forces
 
 
 def _absolute_unit(fitted: Fitted) -> list[Finding]:
@@ -490,7 +493,8 @@ class StressTest(NamedTuple):
         p = _shape(self.predicted)
         error, active = np.abs(_shape(self.read(convention)) - p), self.active()
         least = 0.02 * float(np.abs(self.predicted).mean()) + STRESS_FLOOR
-        size = 0.1 * np.sqrt((p**2).mean(1, keepdims=True))
+        # a pressure that is far off says nothing about the error of the shape
+        size = 0.1 * np.sqrt([(p[:, part] ** 2).mean(1) for part in (slice(0, 5), slice(0, 6))])[[0] * 5 + [1]].T
         scale = np.sqrt(self.openness**2 + np.median(self.openness, axis=0) ** 2) + 1e-12
         for part in (slice(0, 5), slice(5, 6)):
             there = active[:, part].any(1)
@@ -556,6 +560,9 @@ def _stress(fitted: Fitted, energy: np.ndarray, predicted: Predicted, spread: Sp
             f"the median frame misses the prediction of a fit to energies and forces by {percent(before)} (squared), "
             f"so read by {percent(after)}; {odds(margin)}"
         )
+        rivals = [c for c in scores if c != best and min(len(frames), WITNESSES) * (scores[best] - scores[c]) < np.log(10)]
+        if rivals:
+            text += f"; as likely: {'; '.join(c.words() for c in rivals)}"
         mend = mend_script(frames, fitted.labels, {"stress": best.code()}, "every")
         severity = "surely wrong" if after < min(0.5, before / 1.5) else "suspicious"
         found.append(Finding(severity, best.words(), text, tuple(f.origin for f in frames), mend, "stress"))  # type: ignore[arg-type]

@@ -125,8 +125,9 @@ class Predicted(NamedTuple):
 
 class Spread(NamedTuple):
     """How far the coefficients, known as well as the other frames tell them, leave a prediction open: variances over that of the noise of
-    one force component (the leverage of the frame). Structures unlike all others have large ones."""
+    one label of that kind (the leverage of the frame). Structures unlike all others have large ones."""
 
+    energy: np.ndarray  # [B]
     forces: np.ndarray  # [B], mean over the components
     stress: np.ndarray  # [B, 6] of `transform @ stress`, Å⁻⁴; NaN without a cell
 
@@ -203,17 +204,17 @@ class Ridge:
     def spread(self, energy: np.ndarray, transform: np.ndarray) -> Spread:
         """How open the predictions are, each from a fit that has not seen the frame; of the stress in the basis of `transform` [6, 6]."""
         size, factors = self._factors(self._known(energy))
-        size = size[self.S :] * self.force_scale
-        h_forces, h_stress = np.zeros(len(self.rows)), np.full((len(self.rows), 6), np.nan)
+        h_energy, h_forces, h_stress = np.zeros(len(self.rows)), np.zeros(len(self.rows)), np.full((len(self.rows), 6), np.nan)
         for i, row in enumerate(self.rows):
             some = row.forces[:: -(-len(row.forces) // MAX_ROWS)]
             of_frame = some if row.stress is None else np.concatenate([some, transform @ row.stress])
-            padded = np.concatenate([np.zeros((self.S, len(of_frame))), (of_frame / size).T])
-            h = (solve_triangular(factors[self.fold[i]], padded, lower=True) ** 2).sum(0)
-            h_forces[i] = h[: len(some)].mean()
+            padded = np.concatenate([np.zeros((len(of_frame), self.S)), of_frame], axis=1) / self.force_scale
+            scaled = np.concatenate([self.X[i : i + 1] / (0.1 * self.force_scale), padded]) / size
+            h = (solve_triangular(factors[self.fold[i]], scaled.T, lower=True) ** 2).sum(0)
+            h_energy[i], h_forces[i] = h[0], h[1 : 1 + len(some)].mean()
             if row.stress is not None:
-                h_stress[i] = h[len(some) :]
-        return Spread(h_forces, h_stress)
+                h_stress[i] = h[1 + len(some) :]
+        return Spread(h_energy, h_forces, h_stress)
 
     def _known(self, energy: np.ndarray) -> np.ndarray:
         return self.used & np.isfinite(energy)
