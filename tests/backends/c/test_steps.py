@@ -76,7 +76,7 @@ def geometry(model, p, pair, random):
 
 def repulsion(model, p, pair, random):
     r = torch.linspace(0.3, 1.5, len(pair), dtype=torch.float64)
-    return [normalize(random(len(pair), 3)) * r[:, None]], lambda v: (model.repulsion(v, pair // 2, pair % 2),)
+    return [normalize(random(len(pair), 3)) * r[:, None]], lambda v: (model.repulsion.of_edges(v, pair // 2, pair % 2),)
 
 
 def curves_of(model, p, pair, r):
