@@ -4,13 +4,12 @@ from dataclasses import fields
 
 import click
 import pytest
-import yaml
 
 from flashace.cli.check import check
 from flashace.cli.fields import LABEL_KEYS
 from flashace.cli.fit import fit
 from flashace.potential.config import ModelConfig
-from flashace.train.config import TrainConfig
+from flashace.train.config import TrainConfig, load_config
 
 KNOWN = {f.name: f for kind in (TrainConfig, ModelConfig) for f in fields(kind)}
 
@@ -49,22 +48,11 @@ def test_what_a_field_says_is_the_help_of_its_flag():
         ("zbl", ["--no-zbl"], False),
         ("compile", ["--compile", "false"], False),
         ("compile", ["--compile", "auto"], "auto"),
+        ("valid", ["--valid", "a.xyz", "--valid", "b.xyz"], ("a.xyz", "b.xyz")),
+        ("output", ["-o", "run"], "run"),
     ],
 )
-def test_flags_of_every_kind_reach_the_configuration(flashace, write_yaml, data_file, monkeypatch, tmp_path, name, given, expected):
-    from flashace.cli import fit as command
-
-    seen = []
-    plain = command._configuration
-    monkeypatch.setattr(command, "_configuration", lambda *arguments: seen.append(plain(*arguments)[1]) or plain(*arguments))
-    result = flashace("fit", data_file, "-c", write_yaml(tmp_path / "c.yaml"), *given, "--dry-run")
-    assert result.exit_code == 0, result.output
-    (options,) = seen
+def test_flags_of_every_kind_reach_the_configuration(name, given, expected):
+    params = fit.make_context("fit", [*map(str, given)]).params
+    options = load_config(None, {field: params[field] for field in KNOWN if field in params})
     assert getattr(options.train if hasattr(options.train, name) else options.model, name) == expected
-
-
-def test_a_file_of_validation_more_than_once(flashace, data_file, tmp_path):
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"check": "off"}))
-    result = flashace("fit", data_file, "-c", tmp_path / "c.yaml", "--valid", "no.xyz", "--valid", "nothing.xyz")
-    assert result.exit_code == 1
-    assert "no.xyz" in result.output
