@@ -12,10 +12,11 @@ import torch
 from flashace.calculator import choose_device, choose_dtype
 from flashace.check.before_fit import Looked, look
 from flashace.data import statistics
-from flashace.data.frames import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split, split_of
+from flashace.data.frames import LabelKeys, Labelled, LabelSummary, isolated_atom_energies
 from flashace.data.labels import LABELS
 from flashace.data.lazy import chained
 from flashace.data.shards import read_data
+from flashace.data.split import frames_in_both, split, split_of
 from flashace.errors import FlashACEError
 from flashace.evaluate.metrics import UNITS
 from flashace.nn.readout import Readout
