@@ -25,9 +25,14 @@ def test_no_option_is_missing():
     assert re.findall(r"^\| `(\w+)` \|", option_tables(), re.MULTILINE) == NAMES
 
 
+@pytest.fixture(scope="module")
+def read():
+    return options_read(ROOT / "flashace")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_option_is_read(name):
-    assert name in options_read(ROOT / "flashace")
+def test_every_option_is_read(name, read):
+    assert name in read
 
 
 def test_an_option_that_nothing_reads_is_caught(tmp_path):
