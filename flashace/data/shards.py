@@ -4,44 +4,28 @@ docs/data.md describes the folder. Positions, cells and labels keep all their di
 """
 
 import json
-import os
 import shutil
-import weakref
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from tokenize import TokenError
-from typing import Annotated, Any, overload
+from typing import Any, overload
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from flashace.data.files import structures
 from flashace.data.frames import NO_KEYS, LabelCount, LabelKeys, Labelled, Labeller, LabelSummary, content_hash, read_labelled
-from flashace.data.labels import EVER, LABELS, Label
+from flashace.data.labels import LABELS
 from flashace.data.lazy import take
 from flashace.data.origin import Fault, Origin
+from flashace.data.rows import Rows
+from flashace.data.shard_layout import FORMAT, MANIFEST, UNITS, labels_of, read_manifest, rows_of, shapes_of
 from flashace.errors import FlashACEError
 from flashace.files import to_disk, undone_by_signals
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-BLOCK = 2**22  # bytes read at once for a checksum
 TOLD = 1000  # frames between two reports of progress
-# type and shape of one row. NaN is a label that a frame does not have
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
-OF_ATOMS: Shapes = {"numbers": ("|u1", ()), "positions": ("<f8", (3,))}
-OF_FRAMES: Shapes = {
-    "cell": ("<f8", (3, 3)),
-    "pbc": ("|b1", (3,)),
-    "config_type": ("<i4", ()),  # place in the manifest's list
-    "origin": ("<i8", (2,)),  # place of the file in the manifest's list, and of the frame in the file
-}
-UNITS = {"positions": "Å", "cell": "Å", **{name: label.unit for name, label in LABELS.items()}}
 
 
 class Shards(Sequence[Labelled]):
@@ -55,11 +39,11 @@ class Shards(Sequence[Labelled]):
     def __init__(self, folder: str | Path, checked: bool = False) -> None:
         """`checked`: another process has compared the checksums a moment ago."""
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
-        self._labels = _labels_of(self.manifest)
-        self._of_atoms, self._of_frames = _rows(self._labels)
-        sizes = _shapes(self.manifest["frames"], self.manifest["atoms"], self._labels)
-        self._arrays = {name: _Rows(self.folder / f"{name}.npy", *expected) for name, expected in sizes.items()}
+        self.manifest = read_manifest(self.folder)
+        self._labels = labels_of(self.manifest)
+        self._of_atoms, self._of_frames = rows_of(self._labels)
+        sizes = shapes_of(self.manifest["frames"], self.manifest["atoms"], self._labels)
+        self._arrays = {name: Rows(self.folder / f"{name}.npy", *expected) for name, expected in sizes.items()}
         if not checked:
             for name, checksum in self.manifest.get("crc32", {}).items():
                 self._arrays[name].compare(checksum)
@@ -153,7 +137,7 @@ def read_data(
 
 def is_shards(path: str | Path) -> bool:
     """Whether a folder was made by `convert`."""
-    return (Path(path) / MANIFEST).is_file() and any((Path(path) / f"{name}.npy").is_file() for name in _shapes(0, 0, LABELS.values()))
+    return (Path(path) / MANIFEST).is_file() and any((Path(path) / f"{name}.npy").is_file() for name in shapes_of(0, 0, LABELS.values()))
 
 
 def convert(
@@ -204,7 +188,7 @@ def _check_places(paths: Sequence[str | Path], folder: Path, overwrite: bool) ->
     if folder.exists() and not (overwrite and is_shards(folder)):
         mend = "name another, or say --overwrite" if is_shards(folder) else "name a folder that does not exist"
         raise FlashACEError(f"{folder}: expected a new folder for the shards, but it is there already; {mend}")
-    others = sorted({path.name for path in folder.glob("*")} - {MANIFEST, *(f"{name}.npy" for name in _shapes(0, 0, LABELS.values()))})
+    others = sorted({path.name for path in folder.glob("*")} - {MANIFEST, *(f"{name}.npy" for name in shapes_of(0, 0, LABELS.values()))})
     if others:
         raise FlashACEError(
             f"{folder}: expected nothing but shards in the folder to overwrite, got {', '.join(others[:5])}; move them elsewhere"
@@ -221,193 +205,80 @@ def _scratch(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.partial")
 
 
+class _Writer:
+    """The arrays of a new folder, one frame after the other, and its manifest."""
+
+    def __init__(self, folder: Path, labeller: Labeller) -> None:
+        self.folder, self.labeller = folder, labeller
+        self.shapes = shapes_of(labeller.frames, labeller.atoms, LABELS.values())
+        self.config_types: dict[str, int] = {}
+        self.files: dict[str, int] = {}
+        self.elements = np.zeros(256, dtype=np.int64)
+        self.frames = self.atoms = 0  # written
+
+    def written(self, paths: Sequence[str | Path], tell: Callable[[int], Any]) -> Iterator[Labelled]:
+        """Each frame of the files, when it is written."""
+        with ExitStack() as stack:
+            arrays = {name: stack.enter_context((self.folder / f"{name}.npy").open("wb")) for name in self.shapes}
+            for name, (dtype, shape) in self.shapes.items():
+                np.lib.format.write_array_header_1_0(arrays[name], {"descr": dtype, "fortran_order": False, "shape": shape})
+            arrays["offsets"].write(np.zeros(1, dtype="<i8").tobytes())
+            for atoms, origin in structures(paths):
+                frame = self.labeller.label(atoms, origin)
+                for name, values in self._row(frame).items():
+                    arrays[name].write(np.ascontiguousarray(values, dtype=self.shapes[name][0]).tobytes())
+                if self.frames % TOLD == 0:
+                    tell(self.frames)
+                yield frame
+
+    def _row(self, frame: Labelled) -> dict[str, Any]:
+        """What each array gets of the next frame."""
+        atoms = frame.atoms
+        self.elements += np.bincount(atoms.numbers, minlength=256)
+        self.frames, self.atoms = self.frames + 1, self.atoms + len(atoms)
+        row: dict[str, Any] = {
+            "offsets": self.atoms,
+            "numbers": atoms.numbers,
+            "positions": atoms.positions,
+            "cell": atoms.cell.array,
+            "pbc": atoms.pbc,
+            "config_type": self.config_types.setdefault(frame.config_type, len(self.config_types)),
+            "origin": (self.files.setdefault(frame.origin.file, len(self.files)), frame.origin.index),
+        }
+        for name, label in LABELS.items():
+            value = frame.label(name)
+            row[name] = np.full(label.shape_in(len(atoms)), np.nan) if value is None else value
+        return row
+
+    def write_manifest(self, sha256: str, keys: LabelKeys) -> None:
+        """Once all arrays are closed."""
+        manifest = {
+            "format": FORMAT,
+            "frames": self.frames,
+            "atoms": self.atoms,
+            "sha256": sha256,
+            "elements": {chemical_symbols[z]: int(self.elements[z]) for z in np.flatnonzero(self.elements)},
+            "keys": dict(keys),
+            "labels": {label: asdict(count) for label, count in self.labeller.summary().counts.items()},
+            "units": UNITS,
+            "config_types": list(self.config_types),
+            "files": list(self.files),
+            "crc32": {name: Rows(self.folder / f"{name}.npy", *expected).crc32() for name, expected in self.shapes.items()},
+        }
+        (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+
+
 def _write(folder: Path, paths: Sequence[str | Path], labeller: Labeller, keys: LabelKeys, tell: Callable[[int], Any]) -> None:
-    config_types: dict[str, int] = {}
-    files: dict[str, int] = {}
-    elements = np.zeros(256, dtype=np.int64)
-    shapes = _shapes(labeller.frames, labeller.atoms, LABELS.values())
-    done = np.zeros(2, dtype=np.int64)  # frames, atoms
-
-    def written(stack: ExitStack) -> Iterator[Labelled]:
-        arrays = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in shapes}
-        for name, (dtype, shape) in shapes.items():
-            header = {"descr": dtype, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(arrays[name], header)
-        arrays["offsets"].write(np.zeros(1, dtype="<i8").tobytes())
-        for atoms, origin in structures(paths):
-            frame = labeller.label(atoms, origin)
-            nonlocal elements
-            elements += np.bincount(atoms.numbers, minlength=256)
-            done[:] += 1, len(atoms)
-            row: dict[str, Any] = {
-                "offsets": done[1],
-                "numbers": atoms.numbers,
-                "positions": atoms.positions,
-                "cell": atoms.cell.array,
-                "pbc": atoms.pbc,
-                "config_type": config_types.setdefault(frame.config_type, len(config_types)),
-                "origin": (files.setdefault(origin.file, len(files)), origin.index),
-            }
-            for label, its in LABELS.items():
-                value = frame.label(label)
-                row[label] = np.full(its.shape_in(len(atoms)), np.nan) if value is None else value
-            for name, values in row.items():
-                arrays[name].write(np.ascontiguousarray(values, dtype=shapes[name][0]).tobytes())
-            if done[0] % TOLD == 0:
-                tell(int(done[0]))
-            yield frame
-
-    with ExitStack() as stack:
-        sha256 = content_hash(written(stack))
-    if done.tolist() != [labeller.frames, labeller.atoms]:
+    writer = _Writer(folder, labeller)
+    sha256 = content_hash(writer.written(paths, tell))
+    if (writer.frames, writer.atoms) != (labeller.frames, labeller.atoms):
         raise FlashACEError(
-            f"{', '.join(map(str, paths))}: expected {labeller.frames} frames, as a moment ago, got {done[0]}; "
+            f"{', '.join(map(str, paths))}: expected {labeller.frames} frames, as a moment ago, got {writer.frames}; "
             "convert them when nothing writes to them any more"
         )
-    manifest = {
-        "format": FORMAT,
-        "frames": labeller.frames,
-        "atoms": labeller.atoms,
-        "sha256": sha256,
-        "elements": {chemical_symbols[z]: int(elements[z]) for z in np.flatnonzero(elements)},
-        "keys": dict(keys),
-        "labels": {label: asdict(count) for label, count in labeller.summary().counts.items()},
-        "units": UNITS,
-        "config_types": list(config_types),
-        "files": list(files),
-    }
-    manifest["crc32"] = {name: _Rows(folder / f"{name}.npy", *expected).crc32() for name, expected in shapes.items()}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-
-
-def _rows(labels: Iterable[Label]) -> tuple[Shapes, Shapes]:
-    """Type and shape of one row of the arrays that have a row per atom, and of those that have one per frame."""
-    of_atoms, of_frames = OF_ATOMS.copy(), OF_FRAMES.copy()
-    for label in labels:
-        (of_atoms if label.per_atom else of_frames)[label.name] = "<f8", label.shape
-    return of_atoms, of_frames
-
-
-def _shapes(frames: int, atoms: int, labels: Iterable[Label]) -> Shapes:
-    """Type and shape of every array."""
-    of_atoms, of_frames = _rows(labels)
-    return {
-        "offsets": ("<i8", (frames + 1,)),
-        **{name: (dtype, (atoms, *row)) for name, (dtype, row) in of_atoms.items()},
-        **{name: (dtype, (frames, *row)) for name, (dtype, row) in of_frames.items()},
-    }
-
-
-def _labels_of(manifest: Mapping[str, Any]) -> list[Label]:
-    """Those of the table that these shards have: earlier versions knew fewer."""
-    return [label for name, label in LABELS.items() if name in manifest["labels"]]
-
-
-Number = Annotated[int, Field(ge=0)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class _Count(_Strict):
-    used: dict[str, Number]
-    ignored: dict[str, Number]
-
-
-def _with_those_of_every_version(of_labels: dict[str, Any]) -> dict[str, Any]:
-    lacking = [name for name in EVER if name not in of_labels]
-    if lacking:
-        raise ValueError(f"expected {', '.join(EVER)}, got nothing of {', '.join(lacking)}")
-    return of_labels
-
-
-class _Manifest(_Strict):
-    """What is read of a manifest."""
-
-    frames: Annotated[int, Field(ge=1, lt=2**48)]
-    atoms: Annotated[int, Field(ge=1, lt=2**48)]
-    keys: Annotated[dict[str, str | None], AfterValidator(_with_those_of_every_version)]
-    labels: Annotated[dict[str, _Count], AfterValidator(_with_those_of_every_version)]
-    config_types: list[str]
-    files: list[str]
-    crc32: dict[str, Number] = {}  # none in shards of earlier versions
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-        json.dumps(manifest, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
-        number = manifest["format"] if isinstance(manifest, dict) and "format" in manifest else "none"
-    except (ValueError, RecursionError) as error:
-        raise FlashACEError(f"{path}: expected the manifest of shards, got {error}; convert the files again") from error
-    if type(number) is not int or number != FORMAT:
-        raise FlashACEError(
-            f"{path}: expected the manifest of shards of format {FORMAT}, got format {str(number)[:50]}; "
-            "convert the files again with `flashace convert`"
-        )
-    try:
-        _Manifest.model_validate(manifest)
-        unknown = manifest.get("crc32", {}).keys() - _shapes(0, 0, _labels_of(manifest)).keys()
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise FlashACEError(
-            f"{path}: expected the manifest of shards, got {'.'.join(map(str, first['loc']))}: {first['msg']}; convert the files again"
-        ) from error
-    if unknown:
-        raise FlashACEError(f"{path}: expected checksums of arrays, got one of {', '.join(sorted(unknown))}; convert the files again")
-    return dict(manifest)
+    writer.write_manifest(sha256, keys)
 
 
 def _known(values: np.ndarray) -> np.ndarray | None:
     """A copy in memory; None of a label that is missing."""
     return None if np.isnan(values).any() else values.copy()
-
-
-class _Rows:
-    """An array in a file, of which rows are read: never mapped, because what is cut off under a map ends the process."""
-
-    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
-        self.path, self.dtype, self.row = path, np.dtype(dtype), shape[1:]
-        self.bytes_per_row = self.dtype.itemsize * int(np.prod(self.row))
-        try:
-            with path.open("rb") as file:
-                version = np.lib.format.read_magic(file)
-                if version != (1, 0):
-                    raise ValueError(f"version {version} of numpy's format")
-                found, fortran_order, kind = np.lib.format.read_array_header_1_0(file)
-                self._start = file.tell()
-                self._file = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self._file)
-            size = os.fstat(self._file).st_size
-        except (OSError, ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:  # the header is Python
-            raise FlashACEError(f"{path}: expected an array of {dtype}, {shape}, got {error}; convert the files again") from error
-        expected = self._start + self.bytes_per_row * shape[0]
-        if (kind.str, found, fortran_order) != (dtype, shape, False):
-            raise FlashACEError(f"{path}: expected an array of {dtype}, {shape}, got {kind.str}, {found}; convert the files again")
-        if size != expected:
-            raise FlashACEError(f"{path}: expected a file of {expected} bytes, got {size}; convert the files again")
-
-    def read(self, first: int, count: int) -> np.ndarray:
-        """[count, …]: rows of the array, in memory of their own."""
-        size = count * self.bytes_per_row
-        content = os.pread(self._file, size, self._start + first * self.bytes_per_row)
-        if len(content) != size:
-            raise FlashACEError(
-                f"{self.path}: expected rows {first} to {first + count}, got {len(content)} of {size} bytes: the file was cut off while it "
-                "was read; convert the files again"
-            )
-        return np.frombuffer(bytearray(content), self.dtype).reshape(count, *self.row)
-
-    def crc32(self) -> int:
-        """Of all that the file has after its header."""
-        checksum, place = 0, self._start
-        while block := os.pread(self._file, BLOCK, place):
-            checksum, place = zlib.crc32(block, checksum), place + len(block)
-        return checksum
-
-    def compare(self, checksum: int) -> None:
-        """Raises FlashACEError where the content has another checksum."""
-        if self.crc32() != checksum:
-            raise FlashACEError(f"{self.path}: these shards are damaged: the content is not what was written; convert the files again")

@@ -9,8 +9,9 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from flashace.data.frames import LabelKeys, Labelled, content_hash, isolated_atom_energies, split_of
+from flashace.data.frames import LabelKeys, Labelled, content_hash, isolated_atom_energies
 from flashace.data.shards import read_data
+from flashace.data.split import split_of
 from flashace.errors import FlashACEError
 from flashace.potential.model import AttentionACE
 from flashace.potential.uncertainty import MIN_FRAMES, Uncertainty, calibrate, calibrate_with_fitted

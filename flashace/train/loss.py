@@ -17,7 +17,8 @@ from flashace.structure.graph import Graph, batch_graphs
 
 @dataclass(frozen=True)
 class Batch:
-    """Structures and their labels. Where a label is missing, its weight is 0 and its value, which then means nothing, is 0 too."""
+    """N atoms of B structures, and the L labels of the table. Where a label is missing, its weight is 0 and its value, which then means
+    nothing, is 0 too."""
 
     graph: Graph
     num_atoms: Tensor  # [B]

@@ -12,10 +12,11 @@ import torch
 from flashace.calculator import choose_device, choose_dtype
 from flashace.check.before_fit import Looked, look
 from flashace.data import statistics
-from flashace.data.frames import LabelKeys, Labelled, LabelSummary, frames_in_both, isolated_atom_energies, split, split_of
+from flashace.data.frames import LabelKeys, Labelled, LabelSummary, isolated_atom_energies
 from flashace.data.labels import LABELS
 from flashace.data.lazy import chained
 from flashace.data.shards import read_data
+from flashace.data.split import frames_in_both, split, split_of
 from flashace.errors import FlashACEError
 from flashace.evaluate.metrics import UNITS
 from flashace.nn.readout import Readout
@@ -226,7 +227,8 @@ def _reference_energies(
     """E0 in the one way that holds; two ways that say different things are an error, and no way at all means least squares."""
     t = config.train
     ways: dict[str, dict[str, float]] = {}
-    if start is not None and t.use_checkpoint_energy_shift:
+    of_start = start is not None and t.use_checkpoint_energy_shift
+    if start is not None and of_start:
         ways[f"{start.path} (use_checkpoint_energy_shift)"] = start.model["atomic_energies"]
     if t.energy_shift_per_atom is not None:
         ways["energy_shift_per_atom"] = dict.fromkeys(statistics.elements_of(frames), t.energy_shift_per_atom)
@@ -240,17 +242,18 @@ def _reference_energies(
         ways["isolated atoms in the data"] = isolated
     first, *others = ways or {"": {}}
     for other in others:
-        _same_energies(first, ways[first], other, ways[other])
+        _same_energies(first, ways[first], other, ways[other], of_start)
     found = statistics.reference_energies(frames, ways.get(first, {}), f"from {first}")
     if not isolated and not t.isolated_atoms and start is not None and t.use_checkpoint_energy_shift:
         return replace(found, free_atoms=told_free_atoms(start.model.get("free_atoms"), start.reference_energies))
     return found if t.energy_shift_per_atom is None or isolated or t.isolated_atoms else replace(found, free_atoms=False)
 
 
-def _same_energies(one: str, energies: dict[str, float], other: str, other_energies: dict[str, float]) -> None:
+def _same_energies(one: str, energies: dict[str, float], other: str, other_energies: dict[str, float], of_start: bool) -> None:
+    """`of_start`: one of them are the energies of the model that the fit starts from."""
     tolerance = 1e-4  # eV; the same numbers, printed with fewer digits
     mend = "give the reference energies in one way"
-    if one.endswith("(use_checkpoint_energy_shift)"):
+    if of_start:
         mend = (
             f"to take those of `{other}`, to which the model then adapts, say --no-use-checkpoint-energy-shift "
             f"(use_checkpoint_energy_shift: false); to keep those of the model, leave out `{other}`"

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from flashace import check
 from flashace.data import shards
-from flashace.data.frames import LabelKeys, Labelled, content_hash, read_labelled, split
+from flashace.data.frames import LabelKeys, Labelled, content_hash, read_labelled
 from flashace.data.lazy import chained
 from flashace.data.origin import Origin
 from flashace.data.shards import Shards, convert, read_data
+from flashace.data.split import split
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header
 from flashace.train import clock, loop, prepare
