@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, PlainValidator, ValidationError
@@ -15,6 +15,7 @@ from flashace.check.before_fit import Check
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.potential.model import ModelConfig
+from flashace.train.optim.optimizers import OPTIMIZERS
 
 
 def _weight(value: Any) -> float | dict[float, float]:
@@ -28,6 +29,11 @@ def _weight(value: Any) -> float | dict[float, float]:
 
 
 Weight = Annotated[float | dict[float, float], PlainValidator(_weight)]
+
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 # defaults of a fit that starts from the weights of another: at the usual rate it forgets before it learns, and energies that count little
 # at first drift away. A fit that goes on with its schedule (resume_load_scheduler) has the defaults of any
@@ -77,7 +83,7 @@ class TrainConfig:
     lr_patience: int = Field(10, ge=0, description="plateau: validations without a better score that are borne")
     lr_factor: float = Field(0.5, gt=0, lt=1, description="plateau: the learning rate is then multiplied by this")
     early_stopping: int | None = Field(None, ge=1, description="end after so many validations without a better score")
-    optimizer: Literal["muon", "adamw"] = Field("muon", description="for weight matrices; AdamW takes the rest")
+    optimizer: OptimizerName = Field("muon", description="for weight matrices; AdamW takes the rest")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
     clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="averaging of the weights, per step")
@@ -104,6 +110,11 @@ class TrainConfig:
         True, description="with resume_from: E0 of the checkpoint, not of this data; false: the readouts are fitted to the new E0"
     )
     tensorboard: bool = Field(False, description="write the columns of metrics.csv for TensorBoard too")
+
+    @property
+    def linear_above(self) -> float | None:
+        """In loss units: errors that count linearly, as in Huber's loss; None: all are squared."""
+        return self.huber_delta if self.loss == "huber" else None
 
 
 @dataclass(frozen=True)
