@@ -50,6 +50,7 @@ def fitted(options):
     trainer = made(options, said)
     trainer.run()
     squeezed = build_graph(Atoms("SiC", [(0, 0, 0), (0, 0, 0.9)]), 3.0)
+    squeezed = squeezed.with_edge_vec(squeezed.edge_vec.to(trainer.model.dtype))
     weights = [p for model in (trainer.model, trainer.update.averaged) for p in model.parameters()]
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in trainer.log.rows]
     files = sorted(str(path.relative_to(trainer.folder.path)) for path in trainer.folder.path.rglob("*.*"))
