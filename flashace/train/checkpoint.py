@@ -18,6 +18,7 @@ from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.potential.model_file import Description, check_weights, config_of, describe, load_model
 from flashace.potential.uncertainty import Uncertainty
+from flashace.train.course import Tally
 
 BEST = "best.pt"
 FORMAT = 2  # 1 had no number, no checksum and no `ended`
@@ -87,7 +88,7 @@ class _Order(_Part):
 
 
 class _LearningRate(_Part):
-    """`Schedule` of optim.py."""
+    """`Schedule` of optim/schedule.py."""
 
     best: Score
     not_better: Count
@@ -119,7 +120,7 @@ class _Schedule(_Part):
 
 
 class State(_Part):
-    """All that a checkpoint has; `Trainer` writes and reads it."""
+    """All that a checkpoint has; `Session` writes and reads it."""
 
     format: Literal[1, 2] = 1
     model: Description
@@ -198,7 +199,7 @@ def _unreadable(path: Path, why: str) -> FlashACEError:
 
 
 def _check(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """The state itself. Raises FlashACEError where anything in it is missing or of another kind than `Trainer` writes."""
+    """The state itself. Raises FlashACEError where anything in it is missing or of another kind than `Session` writes."""
     if "weights" not in state:
         raise FlashACEError(f"{path}: expected a checkpoint of FlashACE, got a file of another program")
     if isinstance(state.get("format"), int) and state["format"] > FORMAT:
@@ -211,8 +212,8 @@ def _check(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         config, energies = config_of(state["model"]), state["model"]["atomic_energies"]
         for tensors in (state["weights"], state["average"], state["schedule"]["best"]):
             check_weights(tensors, config, energies)
-        if state["schedule"]["sums"].shape != (7,):
-            raise ValueError(f"sums: expected 7 numbers, got {list(state['schedule']['sums'].shape)}")
+        if state["schedule"]["sums"].shape != (Tally.SIZE,):
+            raise ValueError(f"sums: expected {Tally.SIZE} numbers, got {list(state['schedule']['sums'].shape)}")
     except (ValueError, TypeError, KeyError) as error:  # pydantic's ValidationError is a ValueError
         why = _first(error) if isinstance(error, ValidationError) else str(error)
         raise FlashACEError(
@@ -255,8 +256,11 @@ def read_start(path: Path, tell: Callable[[str], Any] = lambda message: None) ->
     else:
         model = load_model(path, torch.float64)
         weights: dict[str, torch.Tensor] = {**dict(model.named_parameters())}
-        return Start(path, describe(model), weights, weights, "", None, model.uncertainty)
-    return Start(path, state["model"], state["weights"], state["average"], state["reference_energies"], state)
+        return Start(
+            path, model=describe(model), weights=weights, average=weights, reference_energies="", state=None, uncertainty=model.uncertainty
+        )
+    parts = {name: state[name] for name in ("model", "weights", "average", "reference_energies")}
+    return Start(path, **parts, state=state)
 
 
 def _newest(folder: Path, tell: Callable[[str], Any]) -> tuple[Path, dict[str, Any]]:

@@ -106,6 +106,11 @@ class TrainConfig:
     )
     tensorboard: bool = Field(False, description="write the columns of metrics.csv for TensorBoard too")
 
+    @property
+    def linear_above(self) -> float | None:
+        """In loss units: errors that count linearly, as in Huber's loss; None: all are squared."""
+        return self.huber_delta if self.loss == "huber" else None
+
 
 @dataclass(frozen=True)
 class FitConfig:

@@ -12,18 +12,18 @@ from rich.console import Console
 from flashace.data.lazy import chained
 from flashace.errors import FlashACEError
 from flashace.potential.derivatives import EdgeBudget
-from flashace.potential.model import AttentionACE
 from flashace.train.batches import Batches, with_graphs
 from flashace.train.clock import Clock
 from flashace.train.closing import Outcome, close
 from flashace.train.course import Course
+from flashace.train.first_model import first_model
 from flashace.train.lock import locked
 from flashace.train.log import Entry, Log, progress_bar
 from flashace.train.micro import MicroBatches
 from flashace.train.offset import remove_offset
 from flashace.train.optim.schedule import Schedule, loss_weights
 from flashace.train.optim.update import Update
-from flashace.train.prepare import Prepared, make_model, start_readouts
+from flashace.train.prepare import Prepared
 from flashace.train.ranks import ALONE, LostRank, Ranks
 from flashace.train.run_folder import RunFolder
 from flashace.train.session import Session
@@ -49,10 +49,10 @@ class Trainer:
         self.train, self.valid = with_graphs(sets, prepared.config.model.r_max, t.precompute_neighbors, ranks, console)
         self.batches = Batches(self.train, t, prepared.dtype, ranks)
         self.log = Log(folder, console, tensorboard=t.tensorboard and ranks.first)
-        self.model = self._first_model()
+        self.model = first_model(prepared, self.train.graphs, ranks)
         self.update = Update(self.model, t, prepared.device, prepared.amp_dtype)
         self.schedule = Schedule(t)
-        self.step = TrainStep(self.model, prepared.units, t.compile, prepared.amp_dtype, t.huber_delta if t.loss == "huber" else None)
+        self.step = TrainStep(self.model, prepared.units, t.compile, prepared.amp_dtype, t.linear_above)
         self.budget = EdgeBudget(t.max_edges_per_step)
         self.micro_batches = MicroBatches(self.step, int(t.batch_size or 1), self.budget, prepared.device, self.log.say, ranks)
         self.validation = Validation(self.update.averaged, self.valid, loss_weights(1.0, t).tolist(), prepared.units, ranks)
@@ -62,13 +62,6 @@ class Trainer:
         self.session = self._session()
         if prepared.start is not None:
             self.session.resume(prepared.start)
-
-    def _first_model(self) -> AttentionACE:
-        model = make_model(self.prepared, self.train.graphs)
-        if self.prepared.start is None and self.ranks.first:
-            start_readouts(model, self.train.graphs, self.train.frames)
-        self.ranks.copy_first(list(model.parameters()))
-        return model
 
     def _session(self) -> Session:
         return Session(
@@ -235,7 +228,8 @@ class Trainer:
         model = self.update.averaged
         train, valid = (frames.sample(self.clock.closing_frames) for frames in (self.train, self.valid))
         weights = self.validation.choose(valid)
-        offset = remove_offset(model, *train, self._linear_above()) if self.ranks.first else 0.0
+        delta = math.inf if self.config.linear_above is None else self.config.linear_above * self.prepared.units["energy"]  # eV/atom
+        offset = remove_offset(model, *train, delta) if self.ranks.first else 0.0
         self.ranks.copy_first(list(model.parameters()))
         sets = {"train": train, "validation": valid}
         predictions = {name: list(self.validation.predict(found.graphs)) for name, found in sets.items() if found.frames}
@@ -254,10 +248,6 @@ class Trainer:
                 data_hash=self.batches.content_hash,
             )
             close(self.prepared, model, outcome, self.folder.path, self.log)
-
-    def _linear_above(self) -> float:
-        """eV/atom; larger errors of the energy count linearly in the loss."""
-        return self.config.huber_delta * self.prepared.units["energy"] if self.config.loss == "huber" else math.inf
 
 
 def fit(

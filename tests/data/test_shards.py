@@ -24,7 +24,7 @@ from flashace.data.shards import Shards, convert, read_data
 from flashace.data.split import split
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header
-from flashace.train import clock, loop, prepare
+from flashace.train import clock, first_model, loop, prepare
 from flashace.train.config import load_config, make_config
 
 
@@ -361,7 +361,7 @@ def test_a_fit_keeps_neither_frames_nor_graphs_nor_predictions(fit, converted, t
 
     monkeypatch.setattr(Shards, "__getitem__", counted)
     monkeypatch.setattr(clock, "CLOSING_FRAMES", 2)
-    monkeypatch.setattr(prepare, "MAX_FRAMES_TO_START", 2)
+    monkeypatch.setattr(first_model, "MAX_FRAMES_TO_START", 2)
     fit("run", converted.folder, batch_size=2)
     assert 0 < most < 5
     assert load_config(tmp_path / "run/config.yaml", {}).train.precompute_neighbors is False

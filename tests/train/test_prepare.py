@@ -14,7 +14,8 @@ from flashace.data.graphs import build_graphs
 from flashace.errors import FlashACEError
 from flashace.structure.neighbors import build_graph
 from flashace.train.config import make_config
-from flashace.train.prepare import make_model, prepare, start_readouts
+from flashace.train.first_model import make_model, start_readouts
+from flashace.train.prepare import prepare
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from flashace.train.config import make_config
 from flashace.train.loop import Trainer
 from flashace.train.prepare import Prepared, prepare
 from flashace.train.step import TrainStep
-from flashace.train.validation import Validation, earlier_is_better
+from flashace.train.validation import Validation
 
 EXACT = {"resume_load_optimizer": True, "resume_load_scheduler": True, "resume_load_scaler": True}
 
@@ -196,17 +196,6 @@ def test_earlier_weights_are_taken_where_enough_frames_say_so(fit, make_frames, 
     result = fit("run", valid=["valid.extxyz"], epochs=12, learning_rate=1.0, lr_scheduler="constant", optimizer="adamw", ema_decay=0.0)
     assert f"weights: {kept}, averaged; " in " ".join(result.output.split())
     assert read_header(tmp_path / "run/model.pt")["provenance"]["weights"].startswith(kept)
-
-
-def test_a_choice_by_frames_knows_how_well_they_can_tell():
-    rng = np.random.default_rng(0)
-    last = rng.lognormal(size=50)
-    assert earlier_is_better(0.5 * last, last)[0]
-    assert not earlier_is_better(0.5 * last[:4], last[:4])[0]
-    assert not earlier_is_better(np.full(4, 1.0), np.full(4, 1.0))[0]
-    assert earlier_is_better(np.full(4, 1.0), np.full(4, np.nan))[0]
-    by_luck = [earlier_is_better(rng.lognormal(size=20), rng.lognormal(size=20))[0] for _ in range(1000)]
-    assert np.mean(by_luck) < 0.01
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(fit, flashace, tmp_path):

@@ -1,5 +1,7 @@
 """Which optimizer has which weights, and what it does with them."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.optim import AdamW
@@ -14,6 +16,11 @@ MODELS = [{}, {"radial_basis_type": "gaussian", "radial_trainable": True}, {"num
 
 def parameters_of(optimizer):
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def test_every_optimizer_can_be_asked_for():
+    """The options of a fit know them without importing torch."""
+    assert set(get_args(TrainConfig.__annotations__["optimizer"])) == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
