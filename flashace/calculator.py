@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from flashace.backends.choice import KERNELS, backend_of
-from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWarning, UncertaintyWarning
+from flashace.errors import CoordinationWarning, FlashACEError, PrecisionWarning, ShortDistanceWarning, UncertaintyWarning
 from flashace.potential.committee import CommitteeSpread, mean, spread
 from flashace.potential.derivatives import EdgeBudget, Prediction, split
 from flashace.potential.hessian import hessian
@@ -23,11 +23,13 @@ from flashace.potential.model import AttentionACE
 from flashace.potential.model_file import NO_FREE_ATOMS, pack_model, unpack_model
 from flashace.potential.model_source import Given, ModelSource
 from flashace.structure.coordination import count_neighbours
+from flashace.structure.differences import tiny_step
 from flashace.structure.graph import Graph, batch_graphs
 from flashace.structure.verlet import VerletList
 from flashace.surroundings import exact_products, undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+ENERGY = {"energy", "free_energy"}
 VOIGT = [0, 4, 8, 5, 2, 1]  # xx, yy, zz, yz, xz, xy of the nine of a symmetric tensor
 CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
 
@@ -115,7 +117,8 @@ class FlashACE(Calculator):
     per thread, costs no memory. What surrounds a calculator in a program (inference mode, autocast, another default device or precision)
     does not change its numbers. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
     `ShortDistanceWarning`, and so does the first with an atom that has far fewer or far more neighbours of an element than any in training
-    (a `CoordinationWarning`); with `stop_uncertainty` such a structure counts as a failed calculation.
+    (a `CoordinationWarning`); with `stop_uncertainty` such a structure counts as a failed calculation. A `PrecisionWarning` hints, once, at
+    difference quotients of energies in float32.
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
@@ -209,6 +212,8 @@ class FlashACE(Calculator):
         self._warned_of_uncertainty = self._warned_of_distance = self._warned_of_coordination = False
         self._species, self._shortest = (table.cpu().numpy().copy() for table in (model.element_index, model.shortest))
         self._stresses = None
+        self._warned_of_precision = False
+        self._energy_of: Atoms | None = None  # the last structure, where its energy alone was asked for
         self._known_numbers: np.ndarray | None = None  # of the last structure; elements rarely change
         changed = super().set(**parameters)
         self.reset()
@@ -269,6 +274,12 @@ class FlashACE(Calculator):
             self.device = self.model.embedding.device
             self.budget = EdgeBudget.of(self.device, p["max_edges"])
 
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """As ASE has it. Who asks for more than the energy makes no difference quotients of energies."""
+        if name not in ENERGY:
+            self._energy_of = None
+        return super().get_property(name, atoms, allow_calculation)
+
     @undisturbed
     def calculate(
         self,
@@ -288,6 +299,7 @@ class FlashACE(Calculator):
         atoms = self.atoms
         if atoms is None:
             raise FlashACEError("structure: expected Atoms, got None; say `atoms.calc = calculator`, or hand the atoms to the function")
+        self._warn_of_precision(atoms, properties)
         found = None if self.batch is None else self.batch(atoms, self)
         if found is None:
             ((graph, prediction),) = self.predict([self.graph(atoms)])
@@ -297,6 +309,22 @@ class FlashACE(Calculator):
         if "stresses" in properties and self._stresses is not None:
             results["stresses"] = self._stresses
         self.results, self._uncertainty, self._spread = results, found.uncertainty, found.spread
+
+    def _warn_of_precision(self, atoms: Atoms, properties: Sequence[str]) -> None:
+        """Once, where the energy alone is asked for, twice in a row, of structures a tiny step apart. Dynamics asks for forces too."""
+        if self._warned_of_precision or self.model.dtype != torch.float32:
+            return
+        before, self._energy_of = self._energy_of, atoms if set(properties) <= ENERGY else None
+        step = None if before is None or self._energy_of is None else tiny_step(before, atoms)
+        if step is not None:
+            self._warned_of_precision = True
+            warnings.warn(
+                f"dtype: float32 gives energies to a few 1e-6 eV, and the last two are of structures that differ by {step}. If their "
+                'difference matters take dtype="float64", larger steps, get_hessian, or differences of forces and stress '
+                "(docs/precision.md; this calculator warns once)",
+                PrecisionWarning,
+                stacklevel=2,
+            )
 
     def graph(self, atoms: Atoms) -> Graph:
         """Who is whose neighbour, from the Verlet list where it still holds. Raises FlashACEError as `calculate` does."""

@@ -15,3 +15,7 @@ class CoordinationWarning(UserWarning):
 
 class UncertaintyWarning(UserWarning):
     """The energy of an atom is more uncertain than `warn_uncertainty`."""
+
+
+class PrecisionWarning(UserWarning):
+    """Energies in float32 are subtracted from each other whose difference float32 does not resolve."""

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.calculators.calculator import CalculationFailed, PropertyNotImplementedError, all_properties
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import LinearCombinationCalculator, MixedCalculator, SumCalculator
@@ -23,11 +23,13 @@ from ase.constraints import FixAtoms
 from ase.db import connect
 from ase.filters import FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.io import read, write
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace import FlashACE, FlashACEError, ShortDistanceWarning, batched, evaluate_many
+from flashace import FlashACE, FlashACEError, PrecisionWarning, ShortDistanceWarning, batched, evaluate_many
 from flashace.potential import derivatives
 from flashace.potential.derivatives import predict
 from flashace.potential.model import AttentionACE
@@ -316,6 +318,38 @@ def test_numbers_outside_the_table_of_elements_are_named(calculator, number):
     atoms = Atoms([14, number], np.eye(2, 3))
     with pytest.raises(FlashACEError, match=f"this model knows C, Si; the structure also has {NO_ELEMENTS[number]}. Use a model fitted to"):
         atoms.calc = calculator
+
+
+def test_a_difference_of_energies_that_float32_does_not_resolve_is_told_once(model_file, structure):
+    atoms = structure("primitive")
+    single, double = FlashACE(model_file, device="cpu"), FlashACE(model_file, device="cpu", dtype="float64")
+    for calculator in (single, double):
+        atoms.calc = calculator
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                atoms.get_potential_energy()
+                atoms.positions[0, 0] += 1e-4
+        assert [w.category for w in told] == ([PrecisionWarning] if calculator is single else [])
+        assert all("differ by 0.0001 Å in one coordinate" in str(w.message) for w in told)
+
+
+def test_who_asks_for_forces_or_moves_is_told_nothing(model_file, structure):
+    atoms = structure("primitive")
+    atoms.calc = FlashACE(model_file, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):  # second derivatives from forces, whatever is asked for first
+            atoms.positions[0, 0] += 1e-4
+            atoms.get_potential_energy()
+            atoms.get_forces()
+        thermalize_momenta(atoms, 1.0)
+        dynamics = VelocityVerlet(atoms, 0.01 * units.fs)
+        dynamics.attach(atoms.get_potential_energy)
+        dynamics.run(5)
+        for _ in range(3):  # a sampler that wants energies alone
+            atoms.rattle(1e-4, seed=1)
+            atoms.get_potential_energy()
 
 
 # Several calculators, several structures

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ase import Atoms
@@ -12,6 +11,7 @@ from ase.phonons import Displacement
 
 from flashace.calculator import Evaluation, FlashACE
 from flashace.errors import FlashACEError
+from flashace.potential.model_source import Given
 from flashace.structure.graph import Graph
 from flashace.structure.neighbors import build_graph
 from flashace.surroundings import undisturbed
@@ -20,12 +20,13 @@ Key = tuple[bytes, ...]
 
 
 @undisturbed
-def evaluate_many(structures: Iterable[Atoms], calculator: FlashACE | str | Path) -> list[dict[str, Any]]:
+def evaluate_many(structures: Iterable[Atoms], calculator: FlashACE | Given | Sequence[Given]) -> list[dict[str, Any]]:
     """ASE's results of each structure, as `calculator.results` has them after a calculation: energy, free_energy, energies, forces; with a
     cell, stress and stresses. In eV and Å.
 
     As many structures are evaluated at once as make up `max_edges` neighbour pairs, which gains most where they are small. `calculator` may
-    be a model file; what it has computed before stays as it is. Raises what the calculator would raise for one of them, with its place.
+    be whatever `FlashACE` takes as a model; what it has computed before stays as it is. Raises what the calculator would raise for one of
+    them, with its place.
     """
     if isinstance(structures, Atoms):
         raise FlashACEError("structures: expected a list of Atoms, got one Atoms; say [atoms]")

@@ -1,13 +1,13 @@
 """TorchSim states in; energies, forces and stresses of a fitted model out. The only file that imports torch_sim."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
 from flashace.calculator import FlashACE
+from flashace.potential.model_source import Given
 from flashace.structure.graph import Graph
 from flashace.structure.verlet import VerletList
 from flashace.surroundings import undisturbed
@@ -34,7 +34,7 @@ class FlashACEModel(ModelInterface):
 
     def __init__(
         self,
-        model: str | Path,
+        model: Given | Sequence[Given],
         device: str | torch.device | None = "auto",
         dtype: str = "float32",
         max_edges: int | None = None,

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import pytest
 from ase.calculators.calculator import get_calculator_class
+from ase.calculators.subprocesscalculator import MPICommand, NamedPackedCalculator
 from ase.io import read, write
 
 from flashace import FlashACE
@@ -33,6 +34,16 @@ def test_ase_lists_the_plugin(tmp_path):
     assert "CalculatorPlugin\n----------------\nflashace" in _ase(tmp_path, "info", "--plugins")
     loaded = "from ase._4.plugins import plugins; print([p() for p in plugins.calculators if p.name == 'flashace'])"
     assert _python(tmp_path, loaded) == f"[{FlashACE}]\n"
+
+
+def test_a_process_of_its_own(model_file, structure):
+    """As docs/engines.md has it: ASE's own command would not know the name there."""
+    start = "import flashace.calculator; from ase.calculators.subprocesscalculator import main; main()"
+    options = {"model": str(model_file), "device": "cpu", "dtype": "float64"}
+    pack, atoms = NamedPackedCalculator("flashace", options), structure("primitive")
+    expected = FlashACE(**options).get_potential_energy(atoms)
+    with pack.calculator(MPICommand([sys.executable, "-c", start, "standard"])) as atoms.calc:
+        assert atoms.get_potential_energy() == pytest.approx(expected, abs=SAME)
 
 
 def _ase(folder, *arguments):
