@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWarning, UncertaintyWarning
+from flashace.errors import CoordinationWarning, FlashACEError, FreeAtomsWarning, ShortDistanceWarning, UncertaintyWarning
 
 if TYPE_CHECKING:
     from flashace.calculator import FlashACE
@@ -14,6 +14,7 @@ __all__ = [
     "CoordinationWarning",
     "FlashACE",
     "FlashACEError",
+    "FreeAtomsWarning",
     "ShortDistanceWarning",
     "UncertaintyWarning",
     "__version__",

@@ -16,7 +16,7 @@ from ase.data import chemical_symbols
 
 from flashace.backends.c import backend as cpu
 from flashace.backends.c.backend import CpuKernel
-from flashace.errors import CoordinationWarning, FlashACEError, ShortDistanceWarning, UncertaintyWarning
+from flashace.errors import CoordinationWarning, FlashACEError, FreeAtomsWarning, ShortDistanceWarning, UncertaintyWarning
 from flashace.potential.derivatives import EdgeBudget, Prediction, add_parts, predict_in_parts, split
 from flashace.potential.model import AttentionACE, Interaction
 from flashace.potential.model_file import NO_FREE_ATOMS, pack_model, share_model, unpack_model
@@ -28,6 +28,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 KERNELS = "auto", "compiled", "plain"
 VOIGT = [0, 4, 8, 5, 2, 1]  # xx, yy, zz, yz, xz, xy of the nine of a symmetric tensor
 CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
+_told_of_free_atoms: set[str] = set()  # models whose FreeAtomsWarning was given; there are calculators by the hundred
 
 
 def choose_device(device: str) -> torch.device:
@@ -109,7 +110,8 @@ class FlashACE(Calculator):
     per thread, costs no memory. What surrounds a calculator in a program (inference mode, autocast, another default device or precision)
     does not change its numbers. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
     `ShortDistanceWarning`, and so does the first with an atom that has far fewer or far more neighbours of an element than any in training
-    (a `CoordinationWarning`); with `stop_uncertainty` such a structure counts as a failed calculation.
+    (a `CoordinationWarning`); with `stop_uncertainty` such a structure counts as a failed calculation. A model that was
+    fitted without isolated atoms gives a `FreeAtomsWarning`, once for all its calculators.
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
@@ -174,8 +176,9 @@ class FlashACE(Calculator):
             if p[name] is not None:
                 _check_threshold(name, p[name])
                 _check_has_uncertainty(model, name, p["model"])
-        if not model.free_atoms and model is not getattr(self, "model", None):
-            warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (this calculator warns once)", stacklevel=5)
+        if not model.free_atoms and p["model"] not in _told_of_free_atoms:
+            _told_of_free_atoms.add(p["model"])
+            warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (said once for each model)", FreeAtomsWarning, stacklevel=5)
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.verlet_list = VerletList(model.config.r_max, p["skin"])
         self._warned_of_uncertainty = self._warned_of_distance = self._warned_of_coordination = False
