@@ -4,7 +4,14 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from flashace.errors import CoordinationWarning, FlashACEError, PrecisionWarning, ShortDistanceWarning, UncertaintyWarning
+from flashace.errors import (
+    CoordinationWarning,
+    FlashACEError,
+    FreeAtomsWarning,
+    PrecisionWarning,
+    ShortDistanceWarning,
+    UncertaintyWarning,
+)
 
 if TYPE_CHECKING:
     from flashace.calculator import FlashACE
@@ -14,6 +21,7 @@ __all__ = [
     "CoordinationWarning",
     "FlashACE",
     "FlashACEError",
+    "FreeAtomsWarning",
     "PrecisionWarning",
     "ShortDistanceWarning",
     "UncertaintyWarning",

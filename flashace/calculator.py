@@ -15,7 +15,14 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from flashace.backends.choice import KERNELS, backend_of
-from flashace.errors import CoordinationWarning, FlashACEError, PrecisionWarning, ShortDistanceWarning, UncertaintyWarning
+from flashace.errors import (
+    CoordinationWarning,
+    FlashACEError,
+    FreeAtomsWarning,
+    PrecisionWarning,
+    ShortDistanceWarning,
+    UncertaintyWarning,
+)
 from flashace.potential.committee import CommitteeSpread, mean, spread
 from flashace.potential.derivatives import EdgeBudget, Prediction, split
 from flashace.potential.hessian import hessian
@@ -32,6 +39,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ENERGY = {"energy", "free_energy"}
 VOIGT = [0, 4, 8, 5, 2, 1]  # xx, yy, zz, yz, xz, xy of the nine of a symmetric tensor
 CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
+_told_of_free_atoms: set[str] = set()  # models whose FreeAtomsWarning was given; there are calculators by the hundred
 
 
 def choose_device(device: str) -> torch.device:
@@ -118,7 +126,8 @@ class FlashACE(Calculator):
     does not change its numbers. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
     `ShortDistanceWarning`, and so does the first with an atom that has far fewer or far more neighbours of an element than any in training
     (a `CoordinationWarning`); with `stop_uncertainty` such a structure counts as a failed calculation. A `PrecisionWarning` hints, once, at
-    difference quotients of energies in float32.
+    difference quotients of energies in float32. A model that was fitted without isolated atoms gives a `FreeAtomsWarning`, once for all
+    its calculators.
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
@@ -204,8 +213,9 @@ class FlashACE(Calculator):
             for name in ("warn_uncertainty", "stop_uncertainty"):
                 if p[name] is not None:
                     _check_has_uncertainty(model, name, p["model"])
-            if not model.free_atoms and model is not getattr(self, "model", None):
-                warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (this calculator warns once)", stacklevel=5)
+            if not model.free_atoms and str(p["model"]) not in _told_of_free_atoms:
+                _told_of_free_atoms.add(str(p["model"]))
+                warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (said once for each model)", FreeAtomsWarning, stacklevel=5)
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.members, self._sources = members, sources
         self.verlet_list = VerletList(self.r_max, p["skin"])

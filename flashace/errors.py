@@ -13,6 +13,10 @@ class CoordinationWarning(UserWarning):
     """An atom has far fewer or far more neighbours than any atom of its element in the training data."""
 
 
+class FreeAtomsWarning(UserWarning):
+    """The model was fitted without isolated atoms, so its energies at low density mean nothing."""
+
+
 class UncertaintyWarning(UserWarning):
     """The energy of an atom is more uncertain than `warn_uncertainty`."""
 

@@ -29,7 +29,7 @@ from ase.mep import NEB
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from flashace import FlashACE, FlashACEError, PrecisionWarning, ShortDistanceWarning, batched, evaluate_many
+from flashace import FlashACE, FlashACEError, FreeAtomsWarning, PrecisionWarning, ShortDistanceWarning, batched, evaluate_many
 from flashace.potential import derivatives
 from flashace.potential.derivatives import predict
 from flashace.potential.model import AttentionACE
@@ -979,6 +979,19 @@ def test_a_distance_that_training_did_not_have_is_told_once(trained):
         atoms.get_forces()
     with pytest.warns(ShortDistanceWarning, match=r"1\.100 Å"):  # another calculator warns anew
         FlashACE(trained.parameters["model"]).calculate(atoms)
+
+
+def test_a_model_without_isolated_atoms_warns_once_for_all_its_calculators(model, tmp_path):
+    assert model.free_atoms
+    for name in ("one.pt", "other.pt"):
+        network = copy.deepcopy(model)
+        network.free_atoms = False
+        save_model(tmp_path / name, network, {})
+        with pytest.warns(FreeAtomsWarning, match=f"{name}.*--isolated-atoms FILE"):
+            FlashACE(tmp_path / name, device="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            FlashACE(tmp_path / name, device="cpu", dtype="float64")
 
 
 def test_a_pair_that_training_did_not_have_is_told(trained):

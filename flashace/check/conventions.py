@@ -292,7 +292,7 @@ def _energies(fitted: Fitted, units: Units) -> np.ndarray:
 
 def _score(fitted: Fitted, energy: np.ndarray, weight: np.ndarray, known: np.ndarray, predicted: Predicted) -> tuple[float, float, float]:
     """Log-likelihood of energies and forces, each with its own error, and the unexplained parts of both. A frame counts as one energy and
-    three forces: its other forces say the same again. `weight` [B]: a frame unlike all others, whose energy they leave open, says little.
+    three forces: its other forces say the same again. `weight` [B]: a frame whose energy the others leave open says little.
     """
     missed = _unexplained((weight * energy)[known], (weight * predicted.energy)[known])
     pairs = [
