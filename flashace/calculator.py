@@ -9,36 +9,28 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, Calculator, all_changes, external_calculators, register_calculator_class
+from ase.calculators.calculator import Calculator, all_changes, external_calculators, register_calculator_class
 from ase.cell import Cell
-from ase.data import chemical_symbols
 from torch import Tensor
 
 from flashace.backends.choice import KERNELS, backend_of
 from flashace.errors import (
-    CoordinationWarning,
     FlashACEError,
     FreeAtomsWarning,
-    PrecisionWarning,
-    ShortDistanceWarning,
-    UncertaintyWarning,
 )
+from flashace.guards import ENERGY, Guards, check_finite
 from flashace.potential.committee import CommitteeSpread, mean, spread
 from flashace.potential.derivatives import EdgeBudget, Prediction, split
 from flashace.potential.hessian import hessian
 from flashace.potential.model import AttentionACE
 from flashace.potential.model_file import NO_FREE_ATOMS, pack_model, unpack_model
 from flashace.potential.model_source import Given, ModelSource
-from flashace.structure.coordination import count_neighbours
-from flashace.structure.differences import tiny_step
 from flashace.structure.graph import Graph, batch_graphs
 from flashace.structure.verlet import VerletList
 from flashace.surroundings import exact_products, undisturbed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-ENERGY = {"energy", "free_energy"}
 VOIGT = [0, 4, 8, 5, 2, 1]  # xx, yy, zz, yz, xz, xy of the nine of a symmetric tensor
-CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
 _told_of_free_atoms: set[str] = set()  # models whose FreeAtomsWarning was given; there are calculators by the hundred
 
 
@@ -219,11 +211,7 @@ class FlashACE(Calculator):
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.members, self._sources = members, sources
         self.verlet_list = VerletList(self.r_max, p["skin"])
-        self._warned_of_uncertainty = self._warned_of_distance = self._warned_of_coordination = False
-        self._species, self._shortest = (table.cpu().numpy().copy() for table in (model.element_index, model.shortest))
-        self._stresses = None
-        self._warned_of_precision = False
-        self._energy_of: Atoms | None = None  # the last structure, where its energy alone was asked for
+        self.guards, self._stresses = Guards(model), None
         self._known_numbers: np.ndarray | None = None  # of the last structure; elements rarely change
         changed = super().set(**parameters)
         self.reset()
@@ -287,7 +275,7 @@ class FlashACE(Calculator):
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """As ASE has it. Who asks for more than the energy makes no difference quotients of energies."""
         if name not in ENERGY:
-            self._energy_of = None
+            self.guards.energy_of = None
         return super().get_property(name, atoms, allow_calculation)
 
     @undisturbed
@@ -309,7 +297,7 @@ class FlashACE(Calculator):
         atoms = self.atoms
         if atoms is None:
             raise FlashACEError("structure: expected Atoms, got None; say `atoms.calc = calculator`, or hand the atoms to the function")
-        self._warn_of_precision(atoms, properties)
+        self.guards.precision(self.model, atoms, properties)
         found = None if self.batch is None else self.batch(atoms, self)
         if found is None:
             ((graph, prediction),) = self.predict([self.graph(atoms)])
@@ -319,22 +307,6 @@ class FlashACE(Calculator):
         if "stresses" in properties and self._stresses is not None:
             results["stresses"] = self._stresses
         self.results, self._uncertainty, self._spread = results, found.uncertainty, found.spread
-
-    def _warn_of_precision(self, atoms: Atoms, properties: Sequence[str]) -> None:
-        """Once, where the energy alone is asked for, twice in a row, of structures a tiny step apart. Dynamics asks for forces too."""
-        if self._warned_of_precision or self.model.dtype != torch.float32:
-            return
-        before, self._energy_of = self._energy_of, atoms if set(properties) <= ENERGY else None
-        step = None if before is None or self._energy_of is None else tiny_step(before, atoms)
-        if step is not None:
-            self._warned_of_precision = True
-            warnings.warn(
-                f"dtype: float32 gives energies to a few 1e-6 eV, and the last two are of structures that differ by {step}. If their "
-                'difference matters take dtype="float64", larger steps, get_hessian, or differences of forces and stress '
-                "(docs/precision.md; this calculator warns once)",
-                PrecisionWarning,
-                stacklevel=2,
-            )
 
     def graph(self, atoms: Atoms) -> Graph:
         """Who is whose neighbour, from the Verlet list where it still holds. Raises FlashACEError as `calculate` does."""
@@ -353,20 +325,20 @@ class FlashACE(Calculator):
         for member, its in zip(self.members, prediction.of_members, strict=True):
             member.evaluation(graph.within(member.r_max), its)
         if not self.members:
-            self._warn_of_short_distances(graph)
-            self._check_coordination(graph)
+            self.guards.distances(self.model, graph)
+            self.guards.coordination(self.model, graph, self.parameters["stop_uncertainty"] is not None)
         energies, forces, stresses = (x.cpu().numpy() for x in (prediction.energies, prediction.forces, prediction.stresses))
         energy = float(prediction.energy)
         results: dict[str, Any] = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if graph.cell.any() and Cell(graph.cell[0].numpy()).rank == 3:
             results["stresses"] = stresses.reshape(-1, 9)[:, VOIGT]
             results["stress"] = prediction.stress.cpu().numpy().reshape(9)[VOIGT]
-        _check_finite(results, graph)
+        check_finite(results, graph)
         uncertainty = None
         if self.model.uncertainty is not None and prediction.features is not None:
             whole, each = self.model.uncertainty(prediction.features)
             uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
-            self._check_certain(uncertainty.energies)
+            self.guards.certain(uncertainty.energies, self.parameters)
         return Evaluation(results, uncertainty, spread(prediction) if self.members else None)
 
     def _predict(self, graph: Graph) -> Prediction:
@@ -454,82 +426,11 @@ class FlashACE(Calculator):
             raise FlashACEError(f"{name}: expected a structure, got none; give atoms, or compute their energy before")
         return atoms
 
-    def _check_certain(self, energies: np.ndarray) -> None:
-        for name in ("stop_uncertainty", "warn_uncertainty"):
-            threshold = self.parameters[name]
-            above = [] if threshold is None else np.flatnonzero(~(energies <= threshold)).tolist()  # NaN, too
-            if not above:
-                continue
-            message = (
-                f"{name}: {len(above)} of {len(energies)} atoms have energies uncertain by more than {threshold:g} eV: "
-                f"atoms {above[:10]}{'…' if len(above) > 10 else ''}, most of all {energies.argmax()} ({energies.max():.3g} eV). Their "
-                "neighbourhoods are unlike those that the model was fitted to: label this structure and add it to the data"
-            )
-            if name == "stop_uncertainty":
-                raise CalculationFailed(message)
-            if not self._warned_of_uncertainty:
-                self._warned_of_uncertainty = True
-                warnings.warn(message, UncertaintyWarning, stacklevel=2)
-
     def _check_elements(self, atoms: Atoms) -> None:
         if self._known_numbers is None or not np.array_equal(atoms.numbers, self._known_numbers):
             for model in self.models:
                 model.check_elements(torch.from_numpy(np.unique(atoms.numbers)).long())
             self._known_numbers = atoms.numbers.copy()
-
-    def _warn_of_short_distances(self, graph: Graph) -> None:
-        """Once; and never for a model file that does not tell the distances of its training data."""
-        if self._warned_of_distance or not len(graph.edge_vec):
-            return
-        i, j = graph.edge_index.numpy()
-        species, vec = self._species[graph.numbers.numpy()], graph.edge_vec.numpy()
-        shortest = self._shortest[species[i], species[j]]
-        squares = np.einsum("ec,ec->e", vec, vec)
-        shorter = np.flatnonzero(squares < (CLEARLY_SHORTER * shortest) ** 2)
-        if not len(shorter):
-            return
-        closest = shorter[(squares[shorter] / shortest[shorter] ** 2).argmin()]
-        distance, known = float(squares[closest]) ** 0.5, float(shortest[closest])
-        a, b = sorted(graph.edge_index[:, closest].tolist())
-        names = "-".join(chemical_symbols[z] for z in graph.numbers[[a, b]].tolist())
-        seen = f"{known:.3f} Å is the shortest distance of such a pair"
-        if known >= self.r_max:
-            seen = f"no such pair is closer than {self.r_max:g} Å (r_max)"
-        warnings.warn(
-            f"{names}: atoms {a} and {b} are {distance:.3f} Å apart; in the training data {seen}. Energy and forces are a guess here: look "
-            "whether the structure is meant to be like this, or add such frames to the training data (this calculator warns once)",
-            ShortDistanceWarning,
-            stacklevel=2,
-        )
-        self._warned_of_distance = True
-
-    def _check_coordination(self, graph: Graph) -> None:
-        """Warns once of an atom with far fewer or far more neighbours than in training; each time, `stop_uncertainty` makes it an error.
-
-        A model file that does not tell the range of its training data knows of none.
-        """
-        known, stops = self.model.coordination, self.parameters["stop_uncertainty"] is not None
-        if known is None or (self._warned_of_coordination and not stops):
-            return
-        i, j = graph.edge_index.numpy()
-        species, vec, c = self._species[graph.numbers.numpy()], graph.edge_vec.numpy(), self.model.config
-        squares = np.einsum("ec,ec->e", vec, vec)
-        numbers = count_neighbours(i, species[j], squares, len(species), len(known.least), c.r_max, c.envelope_exponent)
-        outside = known.far_outside(numbers, species)
-        if not len(outside):
-            return
-        found = known.farthest(outside[0], numbers[outside[0]], species[outside[0]])
-        centre, neighbour = self.model.symbols[species[found.atom]], self.model.symbols[found.neighbour]
-        message = (
-            f"{len(outside)} of {len(species)} atoms have far fewer or far more neighbours than any in the training data, most of all atom "
-            f"{found.atom} ({centre}): {found.number:.2f} neighbours {neighbour}, counted by the envelope, and {found.least:.2f} to "
-            f"{found.most:.2f} in training. Energy and forces are a guess here: look whether the structure is meant to be like this, or "
-            "add such frames to the training data"
-        )
-        if stops:
-            raise CalculationFailed(f"stop_uncertainty: {message}")
-        warnings.warn(f"{message} (this calculator warns once)", CoordinationWarning, stacklevel=2)
-        self._warned_of_coordination = True
 
 
 if "flashace" not in external_calculators:  # a module may be imported twice, and ASE takes a name once
@@ -568,17 +469,4 @@ def _check_has_uncertainty(model: AttentionACE, asked: str, path: str) -> None:
     if model.uncertainty is None:
         raise FlashACEError(
             f"{asked}: {path} has no statistics of its last layer; `flashace calibrate {path} DATA` adds them, from the data of its fit"
-        )
-
-
-def _check_finite(results: dict[str, Any], graph: Graph) -> None:
-    broken = [name for name, value in results.items() if not np.isfinite(value).all()]
-    if broken:
-        atoms = np.flatnonzero(~np.isfinite(results["energies"]))  # forces spread the NaN to all neighbours
-        distances = graph.edge_vec.norm(dim=1)
-        shortest = f"{distances.min():.3g} Å" if len(distances) else "none"
-        raise CalculationFailed(
-            f"{', '.join(broken)}: expected finite numbers, got NaN or infinity "
-            f"(first atoms {atoms[:5].tolist()}; shortest distance {shortest}). "
-            "The structure is outside what a model can describe: look for atoms on top of each other, or a time step that is too long"
         )

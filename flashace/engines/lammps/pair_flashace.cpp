@@ -61,7 +61,7 @@ constexpr Element ELEMENTS[] = {
   {"Og", 294.214}};
 // clang-format on
 
-constexpr double CLEARLY_SHORTER = 0.95, SPARE = 0.2, SPARE_SHARE = 0.05;    // as in calculator.py and coordination.py
+constexpr double CLEARLY_SHORTER = 0.95, SPARE = 0.2, SPARE_SHARE = 0.05;    // as in guards.py and coordination.py
 constexpr int BLOCK = 64;    // centres whose neighbours are in memory at a time
 
 class PairFlashACE : public Pair {
