@@ -373,3 +373,11 @@ def test_a_verlet_list_does_not_hide_what_is_not_a_number(name, structure):
         atoms.cell[1] = np.nan
     with pytest.raises(FlashACEError, match=f"{name}: expected finite numbers"):
         neighbours(atoms)
+
+
+@pytest.mark.parametrize("r_max", [0.5, 2.5, 3.5, 4.0])
+def test_a_graph_within_a_shorter_cutoff_is_the_graph_of_that_cutoff(each_structure, r_max):
+    found, expected = build_graph(each_structure, 4.0).within(r_max), build_graph(each_structure, r_max)
+    for name in ("edge_index", "unit_shifts", "slots", "numbers", "structure"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    torch.testing.assert_close(found.edge_vec, expected.edge_vec, rtol=0, atol=1e-12)
