@@ -71,3 +71,11 @@ def test_all_of_a_graph_is_that_graph(each_structure):
     part, atoms = take_part(graph, 0, len(each_structure))
     assert part is graph
     assert atoms.tolist() == list(range(len(each_structure)))
+
+
+@pytest.mark.parametrize("r_max", [0.5, 2.5, 3.5, 4.0])
+def test_a_graph_within_a_shorter_cutoff_is_the_graph_of_that_cutoff(each_structure, r_max):
+    found, expected = build_graph(each_structure, 4.0).within(r_max), build_graph(each_structure, r_max)
+    for name in ("edge_index", "first", "slots", "numbers", "structure"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    torch.testing.assert_close(found.edge_vec, expected.edge_vec, rtol=0, atol=1e-12)
