@@ -109,7 +109,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     given = isolated_atom_energies(read_data(t.valid, keys)[0])[1] if t.valid else []
     looked = None
     if t.check == "leave_out" or (t.check != "off" and restart is None):
-        looked = look(chained(frames, given), labels, t.check == "leave_out")
+        looked = look(chained(frames, given), labels, t.check == "leave_out", t.max_time)
         frames, given = looked.without(frames), looked.without(given)
     if t.valid:
         train, valid = frames, given
