@@ -9,12 +9,14 @@ from functools import partial
 import numpy as np
 
 from flashace.check import QUICK_FRAMES, quick_check
-from flashace.check.conventions import convention_findings, fit_linear
+from flashace.check.conventions import EDGES_PER_SECOND, MAX_EDGES, convention_findings, fit_linear
 from flashace.check.finding import Finding
 from flashace.data.frames import Labelled, LabelSummary
 from flashace.data.lazy import MadeOnDemand, sample, take
 from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
+
+PART = 0.1  # of the time that a fit may take
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class Looked:
         return MadeOnDemand(partial(_bereft, frames, self.left_out), len(frames))
 
 
-def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool) -> Looked:
+def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool, max_time: float | None = None) -> Looked:
     """Plain findings and the linear fit, in at most QUICK_FRAMES frames and seconds. Isolated atoms are not among the frames.
+
+    A fit of `max_time` minutes has as many tested as a tenth of them is enough for; one that leaves labels out does not, since it has to
+    leave out the same ones when it is made longer.
 
     Raises FlashACEError where so much is wrong that leaving it out would leave too little.
     """
@@ -55,7 +60,8 @@ def look(frames: Sequence[Labelled], labels: LabelSummary, leave_out: bool) -> L
     some = list(sample(frames, QUICK_FRAMES))
     if not some:
         return Looked(0, 0, 0.0, ())
-    fitted = fit_linear(some, labels)
+    affordable = MAX_EDGES if max_time is None or leave_out else int(PART * 60 * max_time * EDGES_PER_SECOND)
+    fitted = fit_linear(some, labels, min(affordable, MAX_EDGES))
     wrong = [f for f in quick_check(some) + (convention_findings(fitted) if fitted else []) if f.severity == "surely wrong"]
     left_out: dict[Origin, str] = {}
     for finding in wrong if leave_out else []:

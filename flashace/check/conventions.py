@@ -23,7 +23,7 @@ from flashace.data.sources import lookup
 from flashace.structure.neighbors import build_graph
 
 MIN_FRAMES = 20
-MAX_EDGES = 400_000  # about 15 s of one core
+MAX_EDGES, EDGES_PER_SECOND = 400_000, 15_000  # half a minute of one core
 R_MAX = 5.0
 SURE = 30.0  # nats, and 0.3 more per frame, by which another convention has to be better: a linear model has errors of its own
 SURE_OF_FRAME = 9.2  # nats: odds of 10⁴ to 1, after what was tried is paid for
@@ -110,9 +110,9 @@ class Fitted:
     labels: LabelSummary
 
 
-def fit_linear(frames: Sequence[Labelled], labels: LabelSummary) -> Fitted | None:
+def fit_linear(frames: Sequence[Labelled], labels: LabelSummary, max_edges: int = MAX_EDGES) -> Fitted | None:
     """A linear ACE on as many frames, evenly drawn, as can be fitted in seconds; None where fewer than 20 of them have forces."""
-    chosen = _sample([f for f in frames if len(f.atoms) > 1 and _has_a_sound_cell(f)])
+    chosen = _sample([f for f in frames if len(f.atoms) > 1 and _has_a_sound_cell(f)], max_edges)
     if sum(f.forces is not None and bool(f.forces.any()) for f in chosen) < MIN_FRAMES:
         return None
     numbers = sorted({int(z) for f in chosen for z in set(f.atoms.numbers)})
@@ -178,11 +178,11 @@ def odds(nats: float) -> str:
     return f"odds of {'more than ' if power == CAP else ''}10^{power} to 1"
 
 
-def _sample(frames: Sequence[Labelled]) -> list[Labelled]:
-    """Frames evenly over the data, with at most MAX_EDGES neighbour pairs, as a few of them foretell."""
+def _sample(frames: Sequence[Labelled], max_edges: int) -> list[Labelled]:
+    """Frames evenly over the data, with at most so many neighbour pairs, as a few of them foretell."""
     step = max(len(frames) // 20, 1)
     probes = [build_graph(f.atoms, R_MAX).edge_vec.shape[0] for f in frames[::step]]
-    share = MAX_EDGES / max(len(frames) * float(np.mean(probes or [1])), 1.0)
+    share = max_edges / max(len(frames) * float(np.mean(probes or [1])), 1.0)
     return list(frames) if share >= 1 else [frames[int(i / share)] for i in range(int(len(frames) * share))]
 
 

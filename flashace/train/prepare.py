@@ -141,7 +141,7 @@ def _read(t: TrainConfig, look_at_labels: bool) -> _Data:
     given = isolated_atom_energies(read_data(t.valid, keys)[0])[1] if t.valid else []
     looked = None
     if look_at_labels:
-        looked = look(chained(frames, given), labels, t.check == "leave_out")
+        looked = look(chained(frames, given), labels, t.check == "leave_out", t.max_time)
         frames, given = looked.without(frames), looked.without(given)
     return _Data(frames, given, labels, isolated, looked)
 

@@ -19,6 +19,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from flashace.check import check, conventions
+from flashace.check.before_fit import look
 from flashace.check.duplicates import same_structures
 from flashace.check.finding import Finding, by_file, list_frames
 from flashace.check.linear_ace import LinearACE, Rows
@@ -446,6 +447,13 @@ def test_fit_leaves_out_what_is_surely_wrong(tiny_fit) -> None:
     assert all(f.forces is not None for f in kept)
     assert "left out: 2 frames, the stress of 6 frames" in prepared.looked.words()
     assert ("check", prepared.looked.words()) in prepared.decisions()
+
+
+def test_a_short_fit_looks_at_fewer_frames() -> None:
+    frames, labels = read_labelled(DATA / "sic.extxyz")
+    frames = list(isolated_atom_energies(frames)[1])
+    assert look(frames, labels, leave_out=False, max_time=0.1).tested in range(20, 50)  # 9000 of 41656 neighbour pairs
+    assert look(frames, labels, leave_out=True, max_time=0.1).tested == len(frames) == 109
 
 
 def test_fit_does_not_leave_out_all(flashace) -> None:

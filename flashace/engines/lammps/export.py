@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
         headers = {LAYOUT: c_header(model), "weights.h": "".join(f"#define {name} {value}\n" for name, value in defined.items())}
         # -Bsymbolic: its own `evaluate`, whatever else has one
         compile_library([*command, "-Wl,-Bsymbolic", f"-I{SOURCE.parent}", str(MODEL_C), "-lm"], fresh, headers)
+        with fresh.open("ab") as file:
+            file.write(checksum(fresh.read_bytes()))
         lacking = sorted(set(needs) - _features_here()) if needs else []
         if not lacking:
             check_kernel(model, kernel.from_file(fresh, WEIGHTS).evaluate)
@@ -76,6 +79,11 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
 def _array(numbers: Sequence[float] | None) -> str:
     """As C has them: a pointer to them, or to nothing."""
     return "(const double *)0" if numbers is None else f"(const double[]){{{', '.join(float(x).hex() for x in numbers)}}}"
+
+
+def checksum(library: bytes) -> bytes:
+    """What ends an export. The loader of a truncated library dies of SIGBUS, and would not see a wrong bit among the weights."""
+    return b"FlashACE%08x" % zlib.crc32(library)
 
 
 def is_export(path: Path) -> bool:

@@ -20,6 +20,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
@@ -207,10 +209,34 @@ static void *open_library(const std::string &file)
   return library;
 }
 
+// Whether a library lacks the checksum that ends an export: "FlashACE" and the CRC-32 of what stands before it, in eight hexadecimal digits.
+// What is no library, or not there, is for dlopen to name.
+static bool is_damaged(const std::string &file)
+{
+  std::ifstream stream(file, std::ios::binary);
+  const std::string data((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  if (data.compare(0, 4, "\177ELF") != 0) return false;
+  if (data.size() < 16) return true;
+  uint32_t crc = 0xffffffff, of_byte[256];
+  for (uint32_t i = 0; i < 256; i++) {
+    of_byte[i] = i;
+    for (int bit = 0; bit < 8; bit++) of_byte[i] = of_byte[i] & 1 ? of_byte[i] >> 1 ^ 0xedb88320 : of_byte[i] >> 1;
+  }
+  for (size_t i = 0; i < data.size() - 16; i++) crc = crc >> 8 ^ of_byte[(crc ^ (unsigned char) data[i]) & 255];
+  char expected[17];
+  std::snprintf(expected, sizeof expected, "FlashACE%08x", ~crc);
+  return data.compare(data.size() - 16, 16, expected) != 0;
+}
+
 // What is wrong with the file, if anything.
 std::string PairFlashACE::open(const std::string &file)
 {
   if (library) dlclose(library);
+  library = nullptr;
+  model = nullptr;
+  if (is_damaged(file))
+    return "expected a file that `flashace export model.pt --for lammps` has written, got " + file + ", which is damaged, or of an earlier "
+        "version of FlashACE; export it again";
   library = open_library(file);
   const char *reason = library ? nullptr : dlerror();
   model = library ? (const FlashACEModel *) dlsym(library, "flashace_model") : nullptr;

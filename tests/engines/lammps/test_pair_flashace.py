@@ -13,6 +13,7 @@ from ase.data import atomic_masses, atomic_masses_iupac2016, atomic_numbers, che
 
 from flashace import FlashACE
 from flashace.backends.c.backend import kernel_of
+from flashace.engines.lammps.export import checksum
 from flashace.engines.lammps.plugin import SOURCE
 from flashace.structure.neighbors import build_graph
 
@@ -175,6 +176,8 @@ BAD = {
     "no such file": ("MODEL", "none.so", "expected a file that `flashace export .*` has written, got none.so: .*No such file"),
     "model.pt": ("MODEL", "MODEL_PT", "expected a file that `flashace export .*` has written, got .*model.pt: .*ELF"),
     "another library": ("MODEL", "other.so", "expected a file that `flashace export .*` has written, got other.so"),
+    "truncated": ("MODEL", "truncated.so", "has written, got truncated.so, which is damaged, or of an earlier version"),
+    "a wrong bit": ("MODEL", "damaged.so", "has written, got damaged.so, which is damaged, or of an earlier version"),
     "another version": ("MODEL", "version.so", "of version 2, got version.so of version 7; export it again"),
     "neigh_modify exclude": ("run 0", "neigh_modify exclude type 1 2\nrun 0", "got neigh_modify exclude; leave it out"),
     "neigh_modify include": (
@@ -202,6 +205,14 @@ def test_mistakes_are_named(exported, lammps, model_file, tmp_path, name):
     for library, source in {"other.so": "", "version.so": "long flashace_model[9] = {7};"}.items():
         if library in text:
             subprocess.run(["cc", "-shared", "-x", "c", "-", "-o", tmp_path / library], input=source, text=True, check=True)
+            with (tmp_path / library).open("ab") as file:
+                file.write(checksum((tmp_path / library).read_bytes()))
+    data = bytearray(exported.read_bytes())
+    if "truncated.so" in text:
+        (tmp_path / "truncated.so").write_bytes(data[: len(data) // 2])
+    if "damaged.so" in text:
+        data[len(data) // 2] ^= 1
+        (tmp_path / "damaged.so").write_bytes(data)
     ranks = 1 if "NaN" in message else 2  # a process that stops the others from within a step may be faster than their output
     done = lammps(text.replace("MODEL_PT", str(model_file)).replace("MODEL", str(exported)), ranks, ok=False)
     assert re.search(message, " ".join((done.stdout + done.stderr).split())), done.stdout[-1500:] + done.stderr[-1500:]
