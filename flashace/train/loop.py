@@ -44,6 +44,7 @@ from flashace.train.optim.schedule import Schedule, loss_weights, make_average, 
 from flashace.train.prepare import ENOUGH_TO_CHOOSE, Prepared, make_model, start_readouts
 from flashace.train.ranks import ALONE, LostRank, Ranks, shares
 from flashace.train.sanity import in_a_sentence, sanity_of_fit
+from flashace.train.sparse import EVERY, sparse_batch
 from flashace.train.step import TrainStep
 
 COMPILE_PAYS = 12 * 60  # s of plain training above which compiling is worth its one to three minutes
@@ -235,6 +236,7 @@ class Trainer:
     def _train_on(self, indices: Sequence[int], progress: float) -> None:
         begin = time.monotonic()
         weights = loss_weights(progress, self.config).to(self.prepared.device, self.prepared.dtype)
+        self._learn_free_atoms()
         errors = self.micro_batches(self._items(self._share(indices)), self.scaler.scale(weights))
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -262,6 +264,18 @@ class Trainer:
                 self._time_predictions(self.config.max_time * 60)
             self.clock = time.monotonic()
         self.elapsed = time.monotonic() - self.clock + self.spent_before
+
+    def _learn_free_atoms(self) -> None:
+        """The gradient of made-up sparse structures, on one rank: it goes into the sum of all. Their errors are counted nowhere."""
+        weight, model = self.config.free_atoms_weight, self.prepared.config.model
+        if not (weight and self.model.free_atoms and self.ranks.first and self._steps() % EVERY == 0):
+            return
+        purpose = 2  # keeps these numbers apart from the others that are drawn for this step
+        random = np.random.default_rng([self.config.seed, self._steps(), purpose])
+        batch = sparse_batch(self.model.e0, model.r_max, self.prepared.dtype, random)
+        if batch is not None:
+            weights = torch.tensor([weight, weight, 0.0], dtype=self.prepared.dtype, device=self.prepared.device)
+            self.step(batch.to(self.prepared.device), self.scaler.scale(weights))
 
     def _share(self, indices: Sequence[int]) -> Sequence[int]:
         """Those frames of a step that this rank computes: about as many neighbour pairs (or atoms, without lists) as every other has."""

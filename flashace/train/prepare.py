@@ -25,6 +25,7 @@ from flashace.structure.coordination import Coordination
 from flashace.structure.graph import Graph, Part
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, TrainConfig, load_config
+from flashace.train.sparse import STRETCHED
 
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
 MAX_FRAMES_TO_START, RIDGE = 500, 1e-4
@@ -76,6 +77,7 @@ class Prepared:
             ("split", f"{len(self.train)} training and {len(self.valid)} validation frames ({share})"),
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
             ("reference energies", f"{energies} eV, {self.references.origin}{'' if self.references.free_atoms else '. ' + NO_FREE_ATOMS}"),
+            *self._low_density_in_words(),
             ("model", f"{t.size}: " + ", ".join(f"{name} {getattr(m, name)}" for name in SIZE_NAMES)),
             ("cutoff", f"{m.r_max:g} Å"),
             ("batch size", batch),
@@ -85,6 +87,12 @@ class Prepared:
             ("device, dtype", f"{self.device}, {t.dtype}; {torch.get_num_threads()} threads"),
             ("mixed precision", amp),
         ]
+
+    def _low_density_in_words(self) -> list[tuple[str, str]]:
+        weight = self.config.train.free_atoms_weight
+        if not (self.references.free_atoms and weight):
+            return []
+        return [("low density", f"atoms {STRETCHED:g} Å beyond their bonds are taught as free atoms, with a weight of {weight:g}")]
 
     def _start_in_words(self, start: Start) -> str:
         t = self.config.train
