@@ -268,7 +268,8 @@ class Trainer:
     def _learn_free_atoms(self) -> None:
         """The gradient of made-up sparse structures, on one rank: it goes into the sum of all. Their errors are counted nowhere."""
         weight, model = self.config.free_atoms_weight, self.prepared.config.model
-        if not (weight and self.model.free_atoms and self.ranks.first and self._steps() % EVERY == 0):
+        due = self._steps() % EVERY == 1  # not in the first step, whose time decides on compiling
+        if not (due and weight and self.model.free_atoms and self.ranks.first):
             return
         purpose = 2  # keeps these numbers apart from the others that are drawn for this step
         random = np.random.default_rng([self.config.seed, self._steps(), purpose])
