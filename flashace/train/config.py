@@ -92,6 +92,11 @@ class TrainConfig:
     )
     forces_weight: Weight = Field(1.0, description="weight of the forces, or {progress: weight}")
     stress_weight: Weight = Field(1.0, description="weight of the stress, or {progress: weight}")
+    free_atoms_weight: float = Field(
+        1.0,
+        ge=0,
+        description="where E0 are those of free atoms: weight of made-up structures of a few atoms too far apart to be bound; 0: none",
+    )
     compile: Literal["auto"] | bool = Field("auto", description="compile the training step: true, false, or auto, when it pays")
     precompute_neighbors: bool = Field(True, description="build neighbour lists once; false, and always for shards: again for every batch")
     checkpoint_interval: int = Field(10, ge=1, description="epochs between checkpoints")

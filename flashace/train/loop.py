@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
+from flashace.data.labels import LABELS
 from flashace.data.lazy import chained
 from flashace.errors import FlashACEError
 from flashace.potential.derivatives import EdgeBudget
@@ -28,6 +30,7 @@ from flashace.train.ranks import ALONE, LostRank, Ranks
 from flashace.train.run_folder import RunFolder
 from flashace.train.session import Session
 from flashace.train.signals import GivenUp, stop_signals
+from flashace.train.sparse import EVERY, TAUGHT, sparse_batch
 from flashace.train.step import TrainStep
 from flashace.train.validation import Validation
 
@@ -147,6 +150,7 @@ class Trainer:
     def train_on(self, indices: Sequence[int], progress: float) -> None:
         """One step with these training frames. Raises FlashACEError where the gradient is not finite."""
         begin = self.clock.now()
+        self._learn_free_atoms()
         errors = self.micro_batches(self.batches.own(indices, self.course.epoch), self.update.scaler.scale(self._weights(progress)))
         finite = self.update.clip()
         if not finite and not self.update.scaler.is_enabled():
@@ -161,6 +165,19 @@ class Trainer:
         if self.clock.first_step is None:
             self._after_the_first_step(self.clock.now() - begin)
         self.clock.step_done()
+
+    def _learn_free_atoms(self) -> None:
+        """The gradient of made-up sparse structures, on one rank: it goes into the sum of all. Their errors are counted nowhere."""
+        weight, p, steps = self.config.free_atoms_weight, self.prepared, self.course.steps
+        due = steps % EVERY == 1  # not in the first step, whose time decides on compiling
+        if not (due and weight and self.model.free_atoms and self.ranks.first):
+            return
+        purpose = 2  # keeps these numbers apart from the others that are drawn for this step
+        random = np.random.default_rng([self.config.seed, steps, purpose])
+        batch = sparse_batch(self.model.e0, p.config.model.r_max, p.dtype, random)
+        if batch is not None:
+            weights = torch.tensor([weight * (label in TAUGHT) for label in LABELS], dtype=p.dtype, device=p.device)
+            self.step(batch.to(p.device), self.update.scaler.scale(weights))
 
     def _weights(self, progress: float) -> torch.Tensor:
         return loss_weights(progress, self.config).to(self.prepared.device, self.prepared.dtype)

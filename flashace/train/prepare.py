@@ -22,6 +22,7 @@ from flashace.potential.model_file import NO_FREE_ATOMS, config_of, told_free_at
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, TrainConfig, load_config
 from flashace.train.references import reference_energies
+from flashace.train.sparse import STRETCHED
 
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
 SIZE_NAMES = "num_layers", "l_max", "correlation", "hidden_dim", "num_channels"
@@ -72,6 +73,7 @@ class Prepared:
             ("split", f"{len(self.train)} training and {len(self.valid)} validation frames ({share})"),
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
             ("reference energies", f"{energies} eV, {self.references.origin}{'' if self.references.free_atoms else '. ' + NO_FREE_ATOMS}"),
+            *self._low_density_in_words(),
             ("model", f"{t.size}: " + ", ".join(f"{name} {getattr(m, name)}" for name in SIZE_NAMES)),
             ("cutoff", f"{m.r_max:g} Å"),
             ("batch size", batch),
@@ -81,6 +83,12 @@ class Prepared:
             ("device, dtype", f"{self.device}, {t.dtype}; {torch.get_num_threads()} threads"),
             ("mixed precision", amp),
         ]
+
+    def _low_density_in_words(self) -> list[tuple[str, str]]:
+        weight = self.config.train.free_atoms_weight
+        if not (self.references.free_atoms and weight):
+            return []
+        return [("low density", f"atoms {STRETCHED:g} Å beyond their bonds are taught as free atoms, with a weight of {weight:g}")]
 
     def _start_in_words(self, start: Start) -> str:
         t = self.config.train

@@ -146,6 +146,7 @@ FELT = {
     "energy_weight": felt(7.0),
     "forces_weight": felt(7.0),
     "stress_weight": felt(7.0),
+    "free_atoms_weight": felt(0.0, r_max=5.0, atomic_energies={"Si": -1.0, "C": -2.0}),
     "compile": felt(True, parts),
     "precompute_neighbors": felt(False, parts),
     "checkpoint_interval": felt(1),

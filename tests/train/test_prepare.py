@@ -114,6 +114,7 @@ def test_energies_without_isolated_atoms_are_told_to_mean_nothing_at_low_density
     told = dict(p.decisions())["reference energies"]
     assert ("mean nothing: dissociation" in told) is ("--isolated-atoms FILE" in told) is not known
     assert make_model(p, build_graphs(p.train, 3.0)).free_atoms is known
+    assert ("low density" in dict(p.decisions())) is known
 
 
 def lone_atoms(path, carbon):
