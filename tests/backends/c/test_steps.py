@@ -44,7 +44,10 @@ def compiled(make_model) -> Compiled:
     shortest = dict.fromkeys(("C-C", "C-Si", "Si-Si"), 1.5)
     sizes = {"num_channels": 6, "hidden_dim": 9, "num_heads": 3, "key_dim": 5, "l_max": 2, "correlation": 3, "num_layers": 2}
     model = make_model(torch.float64, shortest_distances=shortest, **sizes).requires_grad_(False)
-    model.energy_bound = 3.0
+    model.energy_bound, generator = 3.0, torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if "bias" in name or "scale" in name:  # alike at the start, so that one could stand for another
+            parameter.normal_(generator=generator)
     held: list[Tensor] = []
 
     def hold(tensor: Tensor, dtype: torch.dtype) -> int:
