@@ -322,7 +322,7 @@ class FlashACE(Calculator):
 
     def evaluation(self, graph: Graph, prediction: Prediction) -> Evaluation:
         """What a user is told of one structure. Warns and raises as `calculate` does."""
-        for member, its in zip(self.members, prediction.of_members, strict=True):
+        for member, its in zip(self.members, prediction.of_members or (), strict=True):
             member.evaluation(graph.within(member.r_max), its)
         if not self.members:
             self.guards.distances(self.model, graph)

@@ -31,6 +31,6 @@ def spread(prediction: Prediction) -> CommitteeSpread:
     """Of a prediction of one structure, made by `mean` of two or more."""
 
     def over_members(name: str) -> Tensor:
-        return torch.stack([getattr(member, name) for member in prediction.of_members]).std(0)
+        return torch.stack([getattr(member, name) for member in prediction.of_members or ()]).std(0)
 
     return CommitteeSpread(over_members("energy").item(), over_members("energies").cpu().numpy(), over_members("forces").cpu().numpy())

@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
     stress: Tensor  # [B, 3, 3] eV/Å³
     stresses: Tensor  # [C, 3, 3] eV/Å³, sum over the atoms of a structure = its stress
     features: Tensor | None = None  # [C, D], where the model returned them beside the energies
-    of_members: tuple["Prediction", ...] = ()  # of which this is the mean, where a committee made it
+    of_members: tuple["Prediction", ...] | None = None  # of which this is the mean, where a committee made it
 
 
 class Slopes(NamedTuple):
@@ -190,6 +190,6 @@ def split(whole: Prediction, graphs: Sequence[Graph]) -> list[Prediction]:
     num_atoms = [len(g.numbers) for g in graphs]
     atomwise = (whole.energies, whole.forces, whole.stresses, whole.features)
     energies, forces, stresses, features = ([None] * len(graphs) if x is None else x.split(num_atoms) for x in atomwise)
-    of_members = zip(*(split(member, graphs) for member in whole.of_members), strict=True) if whole.of_members else [()] * len(graphs)
+    of_members = zip(*(split(member, graphs) for member in whole.of_members), strict=True) if whole.of_members else [None] * len(graphs)
     fields = energies, whole.energy.split(1), forces, whole.stress.split(1), stresses, features, of_members
     return [Prediction(*x) for x in zip(*fields, strict=True)]
