@@ -60,6 +60,17 @@ def test_torchsim_finds_it_valid(tmp_path, simulated, make_model):
 
 
 @needs_torchsim
+def test_a_committee_is_what_ase_says_of_it(tmp_path, simulated, state_of, structure, model_file, make_model):
+    model = make_model()
+    model.embedding.data *= 1.1
+    save_model(tmp_path / "other.pt", model, {})
+    files, structures = [model_file, tmp_path / "other.pt"], [structure("sheared"), structure("left-handed")]
+    found = simulated(model=files)(state_of(*structures))
+    assert_same(found, structures, FlashACE(files, "cpu", "float64"), SAME)
+    assert abs(found["energy"][0] - FlashACE(model_file, "cpu", "float64").get_potential_energy(structures[0])) > 1e-6
+
+
+@needs_torchsim
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", SAME), ("float32", ROUNDED)])
 @pytest.mark.parametrize("max_edges", [None, 100])
 @pytest.mark.parametrize("periodic", [True, False])
