@@ -104,6 +104,12 @@ class FlashACE(Calculator):
         atoms.get_forces()            # [N, 3] eV/Å
         atoms.get_stress()            # [6] eV/Å³, ASE's sign and Voigt order
 
+    >>> from ase import Atoms
+    >>> from flashace.potential.config import ModelConfig
+    >>> model = AttentionACE(ModelConfig(num_channels=8, hidden_dim=16), {"H": -13.6})  # untrained
+    >>> Atoms("H", calculator=FlashACE(model, kernel="plain")).get_potential_energy()  # an atom alone
+    -13.6
+
     All results come from one backward pass. Stress is there when the cell has three vectors, and divided by that cell's volume.
     `model` is a model file, a run folder that holds a `model.pt`, or an `AttentionACE` with its weights as they are now. `device` is auto,
     cpu, cuda, cuda:1, …; `dtype` is the precision inside the network, float32 or float64: energies are summed in float64.

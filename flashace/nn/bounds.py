@@ -25,5 +25,9 @@ def bounded(x: Tensor, limit: float) -> Tensor:
 
 
 def saturated(x: Tensor, limit: float) -> Tensor:
-    """x / (1 + (x/limit)⁴)^¼, number by number: off by 0.04 % at a fifth of the limit, and never beyond the limit."""
+    """x / (1 + (x/limit)⁴)^¼, number by number: off by 0.04 % at a fifth of the limit, and never beyond the limit.
+
+    >>> [round(x, 3) for x in saturated(torch.tensor([1.0, 10.0, 1e6]), 10.0).tolist()]
+    [1.0, 8.409, 10.0]
+    """
     return x * (1 + (x / limit) ** 4) ** -0.25

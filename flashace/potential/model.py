@@ -53,6 +53,12 @@ class AttentionACE(nn.Module):
     With ZBL, the network is taken at its word down to 0.9 of those. There ZBL begins, of which training sees nothing then, and there the
     network starts to take closer pairs for hardly closer ones (`never_closer`): beyond its data it is a polynomial of high degree, and no
     repulsion would make up for it. ZBL of a pair that the data does not have ends at the sum of the covalent radii.
+
+    >>> from flashace.structure.neighbors import build_graph
+    >>> from ase.build import molecule
+    >>> model = AttentionACE(ModelConfig(num_channels=8, hidden_dim=16), {"H": -13.6, "O": -432.0})
+    >>> model(build_graph(molecule("H2O"), model.config.r_max)).shape, model.dtype
+    (torch.Size([3]), torch.float32)
     """
 
     element_index: Tensor  # atomic number -> index among the S elements, UNKNOWN where it is none of them

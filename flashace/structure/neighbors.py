@@ -31,6 +31,11 @@ def build_graph(atoms: Atoms, r_max: float) -> Graph:
     Atoms may lie outside the cell or very far apart; the cell may be smaller than `r_max`, left-handed, or missing where there is no
     periodicity. Raises FlashACEError for no atoms, positions or a cell that are not finite or beyond 10⁹ Å, a periodic direction without a
     lattice vector, and a cell so small that an atom would have more than 20 000 neighbours.
+
+    >>> from ase.build import bulk
+    >>> graph = build_graph(bulk("Si"), 2.5)  # two atoms with four neighbours each
+    >>> graph.edge_index[0].tolist(), graph.first.tolist()
+    ([0, 0, 0, 0, 1, 1, 1, 1], [0, 4, 8])
     """
     check_structure(atoms)
     i, j, _, edge_vec = find_pairs(atoms, r_max)

@@ -24,8 +24,12 @@ def verify(
     `make_calculator` is called with "float64" or "float32" and returns a new calculator. The laws are checked in the first of
     `precisions`; `float32_noise` compares two.
 
-        results = verify(lambda dtype: EMT(), bulk("Cu"), precisions=["float64"])
-        assert all(result.passed is not False for result in results)
+    >>> from ase.build import bulk
+    >>> from ase.calculators.lj import LennardJones
+    >>> argon = LennardJones(sigma=3.4, epsilon=0.0104, rc=8.0, smooth=True)
+    >>> results = verify(lambda dtype: argon, bulk("Ar", a=5.26), precisions=["float64"])
+    >>> [result.law for result in results if result.law == "rotation" and result.passed]
+    ['rotation']
 
     Raises FlashACEError where the calculator refuses `atoms` (it may not know the elements).
     """

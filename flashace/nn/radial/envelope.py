@@ -10,6 +10,9 @@ def polynomial_envelope(r: Tensor, r_max: float | Tensor, exponent: int) -> Tens
     f = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2) with x = r/r_max, p = `exponent` (Gasteiger et al.,
     arXiv:2003.03123, eq. 8). Written as (1-x)^3 Σ_{k<p} (k+1)(k+2)/2 x^k, which is the same polynomial without
     its cancellation at the cutoff: the result is never negative, in float32 too.
+
+    >>> polynomial_envelope(torch.tensor([0.0, 2.5, 5.0, 6.0]), 5.0, exponent=6).tolist()
+    [1.0, 0.85546875, 0.0, 0.0]
     """
     x = (r / r_max).clamp(max=1.0)
     tail = torch.zeros_like(x)
