@@ -57,8 +57,9 @@ class AttentionACE(nn.Module):
     >>> from flashace.structure.neighbors import build_graph
     >>> from ase.build import molecule
     >>> model = AttentionACE(ModelConfig(num_channels=8, hidden_dim=16), {"H": -13.6, "O": -432.0})
-    >>> model(build_graph(molecule("H2O"), model.config.r_max)).shape, model.dtype
-    (torch.Size([3]), torch.float32)
+    >>> graph = build_graph(molecule("H2O"), model.config.r_max)
+    >>> model(graph.with_edge_vec(graph.edge_vec.to(model.dtype))).shape  # energies of three atoms
+    torch.Size([3])
     """
 
     element_index: Tensor  # atomic number -> index among the S elements, UNKNOWN where it is none of them
