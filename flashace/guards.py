@@ -111,8 +111,8 @@ class Guards:
 
     def _warn(self, kind: type[Warning], message: str) -> None:
         if kind not in self._warned:
-            self._warned.add(kind)
             warnings.warn(message, kind, stacklevel=3)
+            self._warned.add(kind)  # not where the user has made an error of it
 
 
 def check_finite(results: dict[str, Any], graph: Graph) -> None:

@@ -650,7 +650,7 @@ def test_what_a_committee_gives_belongs_to_the_structure_asked_about(files, stru
 
 def test_a_committee_of_twins_is_the_twin(model_file, calculator, structure):
     atoms = structure("wire")
-    twins = FlashACE([model_file] * 2, device="cpu", dtype="float64")
+    twins = FlashACE([model_file] * 2, device="cpu", dtype="float64", kernel="plain")
     assert twins.get_potential_energy(atoms) == pytest.approx(calculator.get_potential_energy(atoms), abs=SAME)
     spread = twins.get_committee_spread(atoms)
     assert spread.energy == 0
@@ -726,7 +726,7 @@ def test_committees_and_single_models_say_what_they_have_not(files, structure):
 def test_a_model_object_is_taken_as_it_is_now(make_model, structure):
     """What is done to it afterwards, a fit that goes on for example, changes no calculator."""
     model, atoms = make_model(seed=4), structure("crystal")
-    calculator = FlashACE(model, device="cpu", dtype="float64")
+    calculator = FlashACE(model, device="cpu", dtype="float64", kernel="plain")
     energy = calculator.get_potential_energy(atoms)
     assert energy == pytest.approx(predict(model, build_graph(atoms, 4.0), torch.float64).energy.item(), abs=SAME)
     assert all(p.requires_grad for p in model.readouts.parameters())

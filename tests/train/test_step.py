@@ -259,7 +259,9 @@ def test_mixed_precision_reaches_the_linear_maps_and_nothing_else(make_model, st
     kept = {name for name in seen if name.endswith(("harmonics", "radial_basis", "linear", "attention.query")) or "contractions" in name}
     assert len(kept) >= 7
     assert not kept & lowered
-    assert {dtype for name, (_, dtypes) in seen.items() if name not in ("", "repulsion") for dtype in dtypes} == {torch.float32}
+    assert {dtype for name, (_, dtypes) in seen.items() if name != "" and not name.startswith("terms.") for dtype in dtypes} == {
+        torch.float32
+    }
 
 
 def test_float64_stays_as_it_is(make_model, structure):

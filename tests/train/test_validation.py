@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from flashace.data.statistics import LossUnits
 from flashace.train.batches import FrameSet
 from flashace.train.ranks import ALONE
 from flashace.train.validation import Validation, earlier_is_better
@@ -24,7 +23,7 @@ def test_a_choice_by_frames_knows_how_well_they_can_tell():
 @pytest.fixture
 def validation(make_model):
     """Of a model that nobody else has, without frames."""
-    return Validation(make_model(num_layers=1), FrameSet([], []), [1.0, 2.0, 4.0], LossUnits(0.1, 2.0, 0.05), ALONE)
+    return Validation(make_model(num_layers=1), FrameSet([], []), [1.0, 2.0, 4.0], {"energy": 0.1, "forces": 2.0, "stress": 0.05}, ALONE)
 
 
 def test_a_score_is_the_loss_of_errors_in_mev(validation):
