@@ -8,7 +8,7 @@ typedef struct {
     real log_f, spline[5], slope[5];
 } Edge;
 
-/* f of nn/radial.py and its slope; x in units of where it ends, at most 1 */
+/* f of nn/radial/envelope.py and its slope; x in units of where it ends, at most 1 */
 static inline double envelope(double x, int exponent, double *slope) {
     double tail = 0, dtail = 0;
     for (int k = exponent - 1; k >= 0; k--) { dtail = dtail * x + tail; tail = tail * x + (k + 1) * (k + 2) / 2; }
