@@ -4,7 +4,6 @@ import click
 from rich.table import Table
 
 from flashace.cli.terminal import console
-from flashace.errors import FlashACEError
 
 
 @click.command()
@@ -40,7 +39,6 @@ def info(model: str) -> None:
     table.add_row("uncertainty", report.uncertainty_in_words(header.get("uncertainty")))
     if provenance.get("sanity") is not None:
         table.add_row("outside the data", Sanity(*(provenance["sanity"][name] for name in Sanity._fields)).in_words())
-    table.add_row("splines of kernels", _splines_in_words(model))
     table.add_row("format", str(header["format"]))
     if "check" in provenance:
         table.add_row("check of the labels", provenance["check"])
@@ -50,16 +48,3 @@ def info(model: str) -> None:
     console.print(table)
     if "errors" in provenance:
         console.print(report.error_table(provenance["errors"]))
-
-
-def _splines_in_words(path: str) -> str:
-    import torch
-
-    from flashace.backends.splines import splines_of
-    from flashace.potential.model_file import load_model
-
-    try:
-        splines = splines_of(load_model(path, torch.float64))
-    except FlashACEError as error:
-        return str(error)
-    return f"{splines.intervals} intervals, off by {splines.error:.1e} of the largest edge function"
