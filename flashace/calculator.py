@@ -212,8 +212,8 @@ class FlashACE(Calculator):
                 if p[name] is not None:
                     _check_has_uncertainty(model, name, p["model"])
             if not model.free_atoms and str(p["model"]) not in _told_of_free_atoms:
-                _told_of_free_atoms.add(str(p["model"]))
                 warnings.warn(f"{p['model']}: {NO_FREE_ATOMS} (said once for each model)", FreeAtomsWarning, stacklevel=5)
+                _told_of_free_atoms.add(str(p["model"]))  # not where the user has made an error of it
         self.model, self.device, self.budget = model, model.embedding.device, EdgeBudget.of(device, max_edges)
         self.members, self._sources = members, sources
         self.verlet_list = VerletList(self.r_max, p["skin"])
@@ -409,7 +409,9 @@ class FlashACE(Calculator):
         with torch.no_grad(), exact_products():
             graph = graph.with_edge_vec(graph.edge_vec.to(model.dtype))
             found = [s for _, s in self.budget.each_part(graph, lambda part: model.scalars(part.graph)[layer])]
-        return torch.cat(found).cpu().numpy()
+        descriptors = torch.cat(found).cpu().numpy()
+        check_finite({"descriptors": descriptors}, graph)
+        return descriptors
 
     @undisturbed
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
@@ -423,7 +425,9 @@ class FlashACE(Calculator):
         members = self.members or [self]
         with exact_products():
             H = sum(hessian(m.model, graph.within(m.r_max), m.model.dtype, m.budget) for m in members)
-        return cast(Tensor, H / len(members)).numpy()
+        found = cast(Tensor, H / len(members)).numpy()
+        check_finite({"Hessian": found}, graph)
+        return found
 
     def _asked(self, atoms: Atoms | None, name: str) -> Atoms:
         """`atoms`, or those of the last results."""

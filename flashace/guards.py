@@ -119,7 +119,8 @@ def check_finite(results: dict[str, Any], graph: Graph) -> None:
     """Raises CalculationFailed for results that are not finite."""
     broken = [name for name, value in results.items() if not np.isfinite(value).all()]
     if broken:
-        atoms = np.flatnonzero(~np.isfinite(results["energies"]))  # forces spread the NaN to all neighbours
+        per_atom = results.get("energies", next(iter(results.values())))  # energies: forces spread the NaN to all neighbours
+        atoms = np.flatnonzero(~np.isfinite(per_atom).reshape(len(graph.numbers), -1).all(axis=1))
         distances = graph.edge_vec.norm(dim=1)
         shortest = f"{distances.min():.3g} Å" if len(distances) else "none"
         raise CalculationFailed(

@@ -581,6 +581,12 @@ def test_without_a_structure_they_say_so(calculator, model_file, name):
         getattr(asked, name)()
 
 
+@pytest.mark.parametrize("name", ["get_descriptors", "get_hessian"])
+def test_what_is_not_finite_is_told(calculator, name):
+    with pytest.raises(CalculationFailed, match=r"(descriptors|Hessian): expected finite numbers.* atoms \[0, 1\]; shortest distance 0 Å"):
+        getattr(calculator, name)(Atoms("SiC", [(0, 0, 0)] * 2))
+
+
 def test_second_derivatives_are_those_of_the_calculator(calculator, model_file, structure):
     """In ASE's order of the forces, and near enough in float32."""
     atoms = structure("wire")
@@ -987,6 +993,11 @@ def test_a_model_without_isolated_atoms_warns_once_for_all_its_calculators(model
         network = copy.deepcopy(model)
         network.free_atoms = False
         save_model(tmp_path / name, network, {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(2):
+                with pytest.raises(FreeAtomsWarning):
+                    FlashACE(tmp_path / name, device="cpu")
         with pytest.warns(FreeAtomsWarning, match=f"{name}.*--isolated-atoms FILE"):
             FlashACE(tmp_path / name, device="cpu")
         with warnings.catch_warnings():

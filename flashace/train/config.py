@@ -126,13 +126,18 @@ class FitConfig:
 
 
 def load_config(path: str | Path | None, flags: Mapping[str, Any]) -> FitConfig:
-    """The options of a YAML file, overruled by `flags` that are not None.
+    """The options of a YAML file, overruled by `flags` that are not None; and by what such a flag sets beside itself.
 
     Raises FlashACEError for unknown names (with the nearest known one) and values of the wrong kind.
     """
     options = {} if path is None else _read_yaml(Path(path))
-    options |= {name: value for name, value in flags.items() if value is not None and value != ()}
-    return make_config(options)
+    named = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if "size" in named:  # the file of a run has all sizes
+        options = {name: value for name, value in options.items() if not any(name in sizes for sizes in SIZES.values())}
+    if "resume_from" in named and "resume_from" not in options:  # and the rate of a fit from scratch
+        usual = make_config({}).train
+        options = {name: v for name, v in options.items() if name not in FROM_WEIGHTS or v != getattr(usual, name)}
+    return make_config(options | named)
 
 
 def make_config(options: Mapping[str, Any]) -> FitConfig:

@@ -22,7 +22,7 @@ from flashace.potential.model_file import NO_FREE_ATOMS, config_of, told_free_at
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, TrainConfig, load_config
 from flashace.train.references import reference_energies
-from flashace.train.sparse import STRETCHED
+from flashace.train.sparse import STRETCHED, least_distances
 
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
 SIZE_NAMES = "num_layers", "l_max", "correlation", "hidden_dim", "num_channels"
@@ -88,7 +88,13 @@ class Prepared:
         weight = self.config.train.free_atoms_weight
         if not (self.references.free_atoms and weight):
             return []
-        return [("low density", f"atoms {STRETCHED:g} Å beyond their bonds are taught as free atoms, with a weight of {weight:g}")]
+        symbols, r_max = list(self.references.values), self.config.model.r_max
+        nearest = least_distances(symbols).min(axis=1)
+        lonely = [symbol for symbol, near in zip(symbols, nearest, strict=True) if near >= r_max]
+        if len(lonely) == len(symbols):
+            return [("low density", f"not taught: within r_max, no two elements have room for {STRETCHED:g} Å beyond their bonds")]
+        but = f", but for {', '.join(lonely)}, which have no room within r_max" if lonely else ""
+        return [("low density", f"atoms {STRETCHED:g} Å beyond their bonds are taught as free atoms, with a weight of {weight:g}{but}")]
 
     def _start_in_words(self, start: Start) -> str:
         t = self.config.train

@@ -1,6 +1,6 @@
 """Elements in; a few of their atoms, farther apart than any bond reaches, out: their energy is known without a calculation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,16 +19,20 @@ TAUGHT = {"energy", "forces"}
 TRIES = 100  # to place an atom
 
 
+def least_distances(symbols: Sequence[str]) -> np.ndarray:
+    """[S, S] Å: how near a made-up structure has each pair of these elements."""
+    radii = covalent_radii[[atomic_numbers[symbol] for symbol in symbols]]
+    return radii[:, None] + radii + STRETCHED
+
+
 def sparse_batch(atomic_energies: Mapping[str, float], r_max: float, dtype: torch.dtype, random: np.random.Generator) -> Batch | None:
     """Structures of two to four atoms of these elements: energies are sums of `atomic_energies` (those of free atoms, in eV), forces zero.
 
     Each atom is within `r_max` Å of another one, and no two are closer than the sum of their covalent radii and 2 Å. None where no two of
     the elements have room between both.
     """
-    symbols = list(atomic_energies)
-    numbers = np.array([atomic_numbers[symbol] for symbol in symbols])
-    radii = covalent_radii[numbers]
-    least = radii[:, None] + radii + STRETCHED
+    symbols, numbers = list(atomic_energies), np.array([atomic_numbers[symbol] for symbol in atomic_energies])
+    least = least_distances(symbols)
     if least.min() >= r_max:
         return None
     items = []

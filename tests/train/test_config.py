@@ -55,6 +55,18 @@ def test_a_size_sets_what_no_option_gives(tmp_path):
     assert load_config(tmp_path / "c.yaml", {}) == small
 
 
+def test_a_flag_brings_what_it_sets_beside_itself(tmp_path):
+    """The file of a run has all sizes, and the learning rate of a fit from scratch."""
+    write_config(tmp_path / "config.yaml", make_config({"size": "small", "data": ["a.extxyz"], "key_dim": 8}))
+    large = load_config(tmp_path / "config.yaml", {"size": "large"})
+    assert large.model == make_config({"size": "large", "key_dim": 8}).model
+    assert load_config(tmp_path / "config.yaml", {"size": "large", "num_layers": 2}).model.num_layers == 2
+    tuned, expected = load_config(tmp_path / "config.yaml", {"resume_from": "m.pt"}), make_config({"resume_from": "m.pt"})
+    assert (tuned.train.learning_rate, tuned.train.energy_weight) == (expected.train.learning_rate, expected.train.energy_weight)
+    write_config(tmp_path / "mine.yaml", make_config({"learning_rate": 1e-5}))
+    assert load_config(tmp_path / "mine.yaml", {"resume_from": "m.pt"}).train.learning_rate == 1e-5
+
+
 def test_sizes_ascend():
     models = [make_config({"size": size}).model for size in SIZES]
     for name in {name for sizes in SIZES.values() for name in sizes}:

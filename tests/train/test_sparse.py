@@ -70,3 +70,7 @@ def test_they_are_learned_and_counted_nowhere(fit, tmp_path):
 def test_energies_of_least_squares_are_not_taken_for_those_of_free_atoms(fit, monkeypatch):
     monkeypatch.setattr(loop, "sparse_batch", lambda *arguments: pytest.fail("made-up structures"))
     fit("run", atomic_energies=None, solve_atomic_energies=True)
+
+
+def test_elements_without_room_are_named(fit):
+    assert "not taught: within r_max, no two elements have room" in fit("run", "--dry-run", r_max=3.0).output

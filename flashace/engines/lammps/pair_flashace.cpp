@@ -28,6 +28,7 @@
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <sys/stat.h>
 #include <unistd.h>
 
 using namespace LAMMPS_NS;
@@ -213,6 +214,8 @@ static void *open_library(const std::string &file)
 // What is no library, or not there, is for dlopen to name.
 static bool is_damaged(const std::string &file)
 {
+  struct stat about;
+  if (stat(file.c_str(), &about) != 0 || !S_ISREG(about.st_mode)) return false;
   std::ifstream stream(file, std::ios::binary);
   const std::string data((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
   if (data.compare(0, 4, "\177ELF") != 0) return false;

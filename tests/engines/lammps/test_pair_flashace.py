@@ -176,6 +176,7 @@ BAD = {
     "no such file": ("MODEL", "none.so", "expected a file that `flashace export .*` has written, got none.so: .*No such file"),
     "model.pt": ("MODEL", "MODEL_PT", "expected a file that `flashace export .*` has written, got .*model.pt: .*ELF"),
     "another library": ("MODEL", "other.so", "expected a file that `flashace export .*` has written, got other.so"),
+    "a folder": ("MODEL", ".", "expected a file that `flashace export .*` has written, got [.]: "),
     "truncated": ("MODEL", "truncated.so", "has written, got truncated.so, which is damaged, or of an earlier version"),
     "a wrong bit": ("MODEL", "damaged.so", "has written, got damaged.so, which is damaged, or of an earlier version"),
     "another version": ("MODEL", "version.so", "of version 2, got version.so of version 7; export it again"),
