@@ -42,7 +42,7 @@ from flashace.errors import FlashACEError
 from flashace.potential import model_file
 from flashace.structure.neighbors import build_graph
 
-SAMPLE = Path(__file__).parents[1] / "tests/data/format-1.pt"
+SAMPLE = Path(__file__).parents[1] / "tests/potential/model_files/format-1.pt"
 MEMORY = 2 * 2**30  # bytes that a reader of a file of kilobytes may take
 SECONDS = 20
 NASTY: tuple[Any, ...] = (

@@ -296,7 +296,7 @@ DATA = Path(__file__).parent / "model_files"
 
 @pytest.mark.parametrize("number", range(1, FORMAT + 1))
 def test_files_of_every_format_stay_readable(number):
-    """Written once, by the first version with that format (tests/data/write_format.py)."""
+    """Written once, by the first version with that format (tests/potential/model_files/write_format.py)."""
     path = DATA / f"format-{number}.pt"
     assert read_header(path)["format"] == number
     stored = json.loads(path.with_suffix(".json").read_text())

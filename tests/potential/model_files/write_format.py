@@ -1,6 +1,6 @@
 """Writes format-N.pt, a model of the format that this version writes, and format-N.json, what it says about a structure.
 
-    python tests/data/write_format.py
+    python tests/potential/model_files/write_format.py
 
 Once per format, with the first version that writes it; `tests/test_model_file.py` reads them with every later one. Never write one anew.
 """
