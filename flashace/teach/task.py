@@ -1,0 +1,72 @@
+"""A piece of a teacher's work: a calculator in, labelled frames out."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed, Calculator
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from flashace.verify.state import FAILURES
+
+SAME = 1e-3  # eV/atom: `free_energy` and `energy` that differ by less are one
+
+
+class Task(Protocol):
+    """It can be sent to another process, and does the same there as here."""
+
+    @property
+    def key(self) -> str:
+        """The same for the same work in any run: a run that goes on knows by it what is done. No spaces."""
+
+    def __call__(self, calculator: Calculator) -> list[Atoms]:
+        """The frames, each `labelled`. Raises CalculationFailed where the teacher cannot do it."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a task that has no frames: why, and the structure that it was about, where there is one."""
+
+    key: str
+    reason: str
+    atoms: Atoms | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """One structure, as it is."""
+
+    key: str
+    atoms: Atoms
+
+    def __call__(self, calculator: Calculator) -> list[Atoms]:
+        return [labelled(self.atoms, calculator)]
+
+
+def labelled(atoms: Atoms, calculator: Calculator, **info: Any) -> Atoms:
+    """A copy of `atoms` that holds its energy (eV), forces [N, 3] (eV/Å) and, where it is periodic with a volume, stress [6] (eV/Å³).
+
+    The energy is `free_energy`, whose derivative the forces are, where the calculator gives one. Constraints are left out of the copy and
+    of the forces; `info` is added to that of the frame. Raises CalculationFailed for whatever the calculator raises, and for what is not
+    finite or of another shape.
+    """
+    frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={**atoms.info, **info})
+    asked = ["energy", "forces"]
+    if frame.pbc.any() and frame.cell.rank == 3 and "stress" in calculator.implemented_properties:
+        asked.append("stress")
+    try:
+        calculator.calculate(frame, asked, ["positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms"])
+    except FAILURES as error:
+        raise CalculationFailed(f"{type(error).__name__}: {error}") from error
+    found = dict(calculator.results)
+    found["energy"] = found.get("free_energy", found.get("energy"))
+    shapes = {"energy": (), "forces": (len(frame), 3), "stress": (6,)}
+    results = {}
+    for name in asked:
+        value = np.array(found.get(name, np.nan), dtype=float)
+        if value.shape != shapes[name] or not np.isfinite(value).all():
+            raise CalculationFailed(f"{name}: expected finite numbers of shape {shapes[name]}, got {value!r:.80}")
+        results[name] = value if name != "energy" else float(value)
+    frame.calc = SinglePointCalculator(frame, **results)
+    return frame

@@ -1,0 +1,90 @@
+"""The name of a teacher in; calculators that label, and what is known of it, out."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ase.calculators.calculator import Calculator
+
+from flashace.errors import FlashACEError
+from flashace.verify import calculator_factory
+
+
+@dataclass(frozen=True)
+class Known:
+    """A teacher that has a short name."""
+
+    factory: str  # module:Class, called with `arguments`
+    package: str  # that it needs, by the name to import
+    extra: str  # of FlashACE, which installs that; "" for what every installation has
+    arguments: tuple[str, ...] = ()
+    licence: str = ""  # of method or weights
+    what: str = ""
+
+
+KNOWN = {
+    "emt": Known("ase.calculators.emt:EMT", "ase", "", licence="LGPL (ASE)", what="effective medium theory: Al, Cu, Ag, Au, Ni, Pd, Pt"),
+    "tblite": Known(
+        "tblite.ase:TBLite", "tblite", "tblite", ("method=GFN2-xTB", "verbosity=0"), "LGPL-3.0 (tblite)", "GFN2-xTB: molecules of H to Rn"
+    ),
+    "chgnet": Known(
+        "chgnet.model.dynamics:CHGNetCalculator",
+        "chgnet",
+        "chgnet",
+        ("use_device=cpu",),
+        "BSD-3-Clause, modified (CHGNet); trained on the Materials Project (CC-BY-4.0)",
+        "CHGNet: crystals of 89 elements, PBE(+U)",
+    ),
+    "sevennet": Known(
+        "sevenn.calculator:SevenNetCalculator",
+        "sevenn",
+        "sevennet",
+        ("model=7net-0", "device=cpu"),
+        "GPL-3.0 (SevenNet); trained on the Materials Project (CC-BY-4.0)",
+        "SevenNet-0: crystals of 89 elements, PBE(+U)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Text, so that it travels to other processes; a calculator is made where it is needed."""
+
+    name: str  # as the user typed it
+    arguments: tuple[str, ...] = field(default=())  # name=value
+
+    @property
+    def known(self) -> Known | None:
+        """What the table has of it."""
+        return KNOWN.get(self.name)
+
+    @property
+    def licence(self) -> str:
+        """One line for the certificate."""
+        return self.known.licence if self.known else "that of the model that was named"
+
+    def calculator(self) -> Calculator:
+        """A new one. Raises FlashACEError where its package or its file is missing, and for arguments that it does not take."""
+        kind, _, rest = self.name.partition(":")
+        if self.known is not None:
+            given = {argument.partition("=")[0] for argument in self.arguments}
+            own = [argument for argument in self.known.arguments if argument.partition("=")[0] not in given]
+            return calculator_factory(self.known.factory, "-", arguments=(*own, *self.arguments))[0]("float64")
+        if kind == "flashace":
+            return calculator_factory("flashace.calculator:FlashACE", rest, arguments=self.arguments)[0]("float64")
+        return calculator_factory(self.name, "-", arguments=self.arguments)[0]("float64")
+
+
+def teacher(name: str, arguments: Sequence[str] = ()) -> Teacher:
+    """From its short name, `flashace:MODEL`, or `package.module:Class`. Raises FlashACEError for a name that is none of these."""
+    known = KNOWN.get(name)
+    if known is None and ":" not in name:
+        raise FlashACEError(
+            f"teacher: expected {', '.join(KNOWN)}, flashace:MODEL or package.module:Class of an ASE calculator, got {name!r}; correct it"
+        )
+    if known is not None:
+        try:
+            importlib.import_module(known.package)
+        except ImportError as error:
+            raise FlashACEError(f"teacher {name}: its package is not installed ({error}); pip install '.[{known.extra}]'") from error
+    return Teacher(name, tuple(arguments))
