@@ -7,10 +7,12 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from flashace.verify.state import FAILURES
 
 SAME = 1e-3  # eV/atom: `free_energy` and `energy` that differ by less are one
+APART = "free_energy_minus_energy"  # in `info` of a frame whose two energies are not one, eV
 
 
 class Task(Protocol):
@@ -47,20 +49,27 @@ class Label:
 def labelled(atoms: Atoms, calculator: Calculator, **info: Any) -> Atoms:
     """A copy of `atoms` that holds its energy (eV), forces [N, 3] (eV/Å) and, where it is periodic with a volume, stress [6] (eV/Å³).
 
-    The energy is `free_energy`, whose derivative the forces are, where the calculator gives one. Constraints are left out of the copy and
-    of the forces; `info` is added to that of the frame. Raises CalculationFailed for whatever the calculator raises, and for what is not
-    finite or of another shape.
+    The energy is `free_energy`, whose derivative the forces are, where the calculator gives one; where that is not its `energy`, `info` of
+    the frame has the difference as `APART`. Constraints are left out of the copy and of the forces; `info` is added to that of the frame.
+    Raises CalculationFailed for whatever the calculator raises, and for what is not finite or of another shape.
     """
     frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={**atoms.info, **info})
     asked = ["energy", "forces"]
     if frame.pbc.any() and frame.cell.rank == 3 and "stress" in calculator.implemented_properties:
         asked.append("stress")
     try:
+        calculator.reset()  # nothing of the structure before may be taken for a result of this one
         calculator.calculate(frame, asked, ["positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms"])
     except FAILURES as error:
         raise CalculationFailed(f"{type(error).__name__}: {error}") from error
     found = dict(calculator.results)
+    if {"energy", "free_energy"} <= found.keys():
+        apart = float(np.subtract(found["free_energy"], found["energy"]))
+        if abs(apart) > SAME * len(frame):
+            frame.info[APART] = apart
     found["energy"] = found.get("free_energy", found.get("energy"))
+    if np.shape(found.get("stress", ())) == (3, 3):  # ASE lets a calculator choose
+        found["stress"] = full_3x3_to_voigt_6_stress(found["stress"])
     shapes = {"energy": (), "forces": (len(frame), 3), "stress": (6,)}
     results = {}
     for name in asked:
