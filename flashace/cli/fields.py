@@ -3,24 +3,26 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
+from importlib import import_module
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import click
 
 LABEL_KEYS = ("energy_key", "forces_key", "stress_key")
-SHORT = {"output": "-o"}
+SHORT = {"output": "-o", "num": "-n"}
+OF_A_FIT = "flashace.train.config:TrainConfig", "flashace.potential.config:ModelConfig"
 
 
 class WithFields(click.Command):
-    """A command with a flag, without a default of its own, for each field of `TrainConfig` and `ModelConfig`, or for those named.
+    """A command with a flag, without a default of its own, for each field of the dataclasses `kinds` (module:Class), or for those named.
 
     They are made when somebody asks for them: the dataclasses take a tenth of a second to import, which `flashace --help` can spare.
     """
 
-    def __init__(self, *args: Any, fields: Sequence[str] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, fields: Sequence[str] | None = None, kinds: Sequence[str] = OF_A_FIT, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields = fields
+        self.fields, self.kinds = fields, kinds
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = len(self.params)
@@ -29,11 +31,9 @@ class WithFields(click.Command):
 
     @cached_property
     def _flags(self) -> list[click.Option]:
-        from flashace.potential.config import ModelConfig
-        from flashace.train.config import TrainConfig
-
+        kinds = [getattr(import_module(module), name) for module, name in (kind.split(":") for kind in self.kinds)]
         arguments = {param.name for param in self.params}  # `data` of a fit
-        known = {f.name: f for kind in (TrainConfig, ModelConfig) for f in fields(kind) if f.name not in arguments}
+        known = {f.name: f for kind in kinds for f in fields(kind) if f.name not in arguments}
         made = (_flag(name, known[name].type, known[name].default) for name in self.fields or known)
         return [flag for flag in made if flag is not None]
 

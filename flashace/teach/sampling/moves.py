@@ -1,0 +1,73 @@
+"""A structure in; a copy of it, disturbed at random, out. Lengths in Å."""
+
+import networkx as nx
+import numpy as np
+from ase import Atoms
+
+from flashace.structure.neighbors import find_pairs
+
+STIFF = 200.0  # how much harder a bond is to stretch than an atom to move, in `bent`
+ENOUGH = 7.5  # Å between opposite faces of a cell: more room than this shows nothing new
+
+
+def rattled(atoms: Atoms, size: float, rng: np.random.Generator) -> Atoms:
+    """Every coordinate moved by a Gaussian of standard deviation `size`."""
+    return _moved(atoms, rng.normal(scale=size, size=(len(atoms), 3)))
+
+
+def bent(atoms: Atoms, bonds: nx.Graph, size: float, rng: np.random.Generator) -> Atoms:
+    """As `rattled`, but atoms that are bonded move together: bonds change less than angles, and these less than dihedrals."""
+    laplacian = nx.laplacian_matrix(bonds, nodelist=range(len(atoms))).toarray()
+    moves = np.linalg.solve(np.eye(len(atoms)) + STIFF * laplacian, rng.normal(size=(len(atoms), 3)))
+    for molecule in nx.connected_components(bonds):  # a common shift of all its atoms shows nothing
+        moves[list(molecule)] -= moves[list(molecule)].mean(axis=0)
+    scale = np.sqrt((moves**2).mean())
+    return _moved(atoms, moves * (size / scale) if scale > 0 else moves)
+
+
+def strained(atoms: Atoms, volume: float, shear: float, rng: np.random.Generator) -> Atoms:
+    """Its cell, and the atoms in it, changed to `volume` times its volume and by a symmetric strain without trace of size `shear`.
+
+    Only periodic lattice vectors without vacuum of a crystal should be strained: this strains all.
+    """
+    strain = rng.normal(scale=shear, size=(3, 3))
+    strain = (strain + strain.T) / 2
+    strain -= np.trace(strain) / 3 * np.eye(3)
+    deformed = np.eye(3) + strain
+    deformed *= (volume / np.linalg.det(deformed)) ** (1 / 3)
+    copy = atoms.copy()
+    copy.set_cell(atoms.cell.array @ deformed, scale_atoms=True)
+    return copy
+
+
+def supercell(atoms: Atoms, most: int, directions: tuple[int, ...] = (0, 1, 2)) -> Atoms:
+    """Repeated along its shortest height again and again, until it is `ENOUGH` or would have more than `most` atoms."""
+    repeats = np.ones(3, dtype=int)
+    heights = 1 / np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0)
+    while True:
+        axis = min(directions, key=lambda a: heights[a] * repeats[a])
+        longer = repeats + np.eye(3, dtype=int)[axis]
+        if heights[axis] * repeats[axis] >= ENOUGH or len(atoms) * longer.prod() > most:
+            return atoms.repeat(tuple(repeats.tolist()))
+        repeats = longer
+
+
+def turned(atoms: Atoms, a: int, b: int, side: list[int], angle: float) -> Atoms:
+    """`side`, atoms on the side of `b`, turned by `angle` degrees around the bond from `a` to `b`."""
+    copy = atoms.copy()
+    part = copy[side]
+    part.rotate(angle, copy.positions[b] - copy.positions[a], center=copy.positions[b])
+    copy.positions[side] = part.positions
+    return copy
+
+
+def nearest(atoms: Atoms) -> float:
+    """The shortest distance between two atoms, through the cell too; 3 Å where there is no other atom within 6 Å."""
+    vectors = find_pairs(atoms, 6.0).edge_vec
+    return float(np.linalg.norm(vectors, axis=1).min()) if len(vectors) else 3.0
+
+
+def _moved(atoms: Atoms, moves: np.ndarray) -> Atoms:
+    copy = atoms.copy()
+    copy.positions += moves
+    return copy

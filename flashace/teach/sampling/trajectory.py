@@ -1,0 +1,48 @@
+"""A structure in; a short molecular dynamics under the teacher, whose labels cost nothing beyond it, out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from ase.constraints import FixCom
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+
+from flashace.teach.sampling.frames import check_forces, frames_of
+
+FRICTION = 0.02  # 1/fs: in the time of a trajectory the kinetic energy of the start is forgotten
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """NVT after Langevin. A trajectory that explodes ends there, and gives what it has so far; its last frame says why."""
+
+    atoms: Atoms
+    temperature: float  # K
+    timestep: float  # fs
+    interval: int  # time steps between two frames
+    num_frames: int
+    max_force: float  # eV/Å
+    seed: int
+    key: str = ""  # that of the plan
+
+    @property
+    def kind(self) -> str:
+        """The `config_type` of its frames."""
+        return f"md-{self.temperature:.0f}K"
+
+    def __call__(self, calculator: Calculator) -> list[Atoms]:
+        rng = np.random.default_rng(self.seed)
+        atoms = self.atoms.copy()
+        atoms.calc = calculator
+        MaxwellBoltzmannDistribution(atoms, temperature_K=self.temperature, rng=rng)
+        Stationary(atoms)
+        if len(atoms) > 2 and not atoms.pbc.any():
+            ZeroRotation(atoms)
+        atoms.set_constraint(FixCom())
+        step = self.timestep * units.fs
+        dynamics = Langevin(atoms, step, temperature_K=self.temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng)
+        dynamics.attach(lambda: check_forces(atoms, self.max_force))
+        steps = (dynamics.run(self.interval) for _ in range(self.num_frames))
+        return frames_of(steps, atoms, calculator, self.kind)
