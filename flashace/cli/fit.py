@@ -113,7 +113,7 @@ def _check_paths(config: str, options: "TrainConfig", flags: Sequence[str], resu
     """Raises FlashACEError for what the file of options names and is not there: the path alone would not say who named it."""
     named: dict[str, tuple[str | None, ...]] = {"data": options.data, "valid": options.valid}
     if resume is None:  # the checkpoint has what these give
-        named |= {"isolated_atoms": (options.isolated_atoms,), "resume_from": (options.resume_from,)}
+        named |= {"isolated_atoms": (options.isolated_atoms,), "resume_from": (options.resume_from,), "pretrained": (options.pretrained,)}
     for option, paths in named.items():
         for path in paths:
             if path is not None and option not in flags and not os.path.exists(path) and "@" not in path:

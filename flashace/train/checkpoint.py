@@ -36,6 +36,8 @@ class Start:
     reference_energies: str  # where they came from
     state: dict[str, Any] | None  # None of a model file
     uncertainty: Uncertainty | None = None  # of a model file that has it
+    told: str = ""  # what else a user should know of it
+    adapts: bool = False  # the network has yet to make up for what other reference energies leave
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

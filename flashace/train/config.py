@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,9 @@ Weight = Annotated[float | dict[float, float], PlainValidator(_weight)]
 # defaults of a fit that starts from the weights of another: at the usual rate it forgets before it learns, and energies that count little
 # at first drift away. A fit that goes on with its schedule (resume_load_scheduler) has the defaults of any
 FROM_WEIGHTS: dict[str, Any] = {"learning_rate": 3e-4, "energy_weight": {0.0: 3.0, 0.9: 1000.0}}
+# and of one that finishes a model on other labels, of which it has to learn more
+PRETRAINED: dict[str, Any] = {"learning_rate": 2e-3}
+STARTS = {"resume_from": FROM_WEIGHTS, "pretrained": PRETRAINED}
 
 # what `size` sets; medium is what the fields of ModelConfig have. docs/model.md has their errors and costs
 SIZES: dict[str, dict[str, int]] = {
@@ -72,7 +75,7 @@ class TrainConfig:
     random_rotation: bool = Field(False, description="turn each training structure at random, anew in every epoch")
     use_amp: bool = Field(True, description="mixed precision on a GPU; no effect on a CPU")
     amp_dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="lower precision of use_amp")
-    learning_rate: float = Field(6e-3, gt=0, description="peak of the schedule; 0.0003 with resume_from")
+    learning_rate: float = Field(6e-3, gt=0, description="peak of the schedule; 0.002 with pretrained, 0.0003 with resume_from")
     warmup: float = Field(0.02, ge=0, lt=1, description="part of the fit in which the learning rate rises")
     lr_scheduler: Literal["cosine", "plateau", "constant"] = Field("cosine", description="learning rate after the warm-up")
     lr_patience: int = Field(10, ge=0, description="plateau: validations without a better score that are borne")
@@ -109,6 +112,10 @@ class TrainConfig:
     use_checkpoint_energy_shift: bool = Field(
         True, description="with resume_from: E0 of the checkpoint, not of this data; false: the readouts are fitted to the new E0"
     )
+    pretrained: str | None = Field(
+        None,
+        description="model file, run folder or checkpoint to finish on this data: its weights and shape, with E0 and elements of the data",
+    )
     tensorboard: bool = Field(False, description="write the columns of metrics.csv for TensorBoard too")
 
     @property
@@ -123,6 +130,7 @@ class FitConfig:
 
     model: ModelConfig
     train: TrainConfig
+    asked: frozenset[str] = field(default=frozenset(), compare=False)  # options of the model that somebody gave
 
 
 def load_config(path: str | Path | None, flags: Mapping[str, Any]) -> FitConfig:
@@ -134,9 +142,10 @@ def load_config(path: str | Path | None, flags: Mapping[str, Any]) -> FitConfig:
     named = {name: value for name, value in flags.items() if value is not None and value != ()}
     if "size" in named:  # the file of a run has all sizes
         options = {name: value for name, value in options.items() if not any(name in sizes for sizes in SIZES.values())}
-    if "resume_from" in named and "resume_from" not in options:  # and the rate of a fit from scratch
-        usual = make_config({}).train
-        options = {name: v for name, v in options.items() if name not in FROM_WEIGHTS or v != getattr(usual, name)}
+    for start, own in STARTS.items():
+        if start in named and start not in options:  # and the rate of a fit from scratch
+            usual = make_config({}).train
+            options = {name: v for name, v in options.items() if name not in own or v != getattr(usual, name)}
     return make_config(options | named)
 
 
@@ -156,10 +165,18 @@ def make_config(options: Mapping[str, Any]) -> FitConfig:
     options = {n: [v] if n in ("data", "valid") and isinstance(v, str) else v for n, v in options.items()}
     if options.get("resume_from") is not None and not options.get("resume_load_scheduler"):
         options = FROM_WEIGHTS | options
+    if options.get("pretrained") is not None:
+        if options.get("resume_from") is not None:
+            raise FlashACEError(
+                "`pretrained` and `resume_from` are two ways to start: the first takes energies and elements of the data, the second keeps "
+                "those of the model; leave one out"
+            )
+        options = PRETRAINED | options
     try:
         train = TrainConfig(**{name: value for name, value in options.items() if name not in model_names})
         sizes = SIZES[train.size] | {name: value for name, value in options.items() if name in model_names}
-        return FitConfig(ModelConfig(**sizes), train)
+        asked = {name for name in options if name in model_names}.union(*(SIZES.values() if "size" in options else ()))
+        return FitConfig(ModelConfig(**sizes), train, frozenset(asked))
     except ValidationError as error:
         raise FlashACEError("; ".join(_explain(e) for e in error.errors())) from error
 

@@ -21,6 +21,7 @@ from flashace.evaluate.metrics import UNITS
 from flashace.potential.model_file import NO_FREE_ATOMS, config_of, told_free_atoms
 from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, TrainConfig, load_config
+from flashace.train.pretrained import start_for, take_shape, weights_of_end
 from flashace.train.references import reference_energies
 from flashace.train.sparse import STRETCHED, least_distances
 
@@ -63,6 +64,7 @@ class Prepared:
         length += f", at most {t.max_time:g} minutes" if t.epochs and t.max_time else ""
         start = [] if self.start is None else [("start", self._start_in_words(self.start))]
         batch = f"{t.batch_size} frames" + (f", {t.grad_accum_steps} batches per step" if t.grad_accum_steps > 1 else "")
+        shape = t.size if t.pretrained is None else f"that of {t.pretrained}"
         amp = f"{t.amp_dtype} for linear maps" if self.amp_dtype else "off"
         if t.use_amp and not self.amp_dtype:
             amp += f": use_amp has no effect on {self.device} in {t.dtype}"
@@ -74,7 +76,7 @@ class Prepared:
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
             ("reference energies", f"{energies} eV, {self.references.origin}{'' if self.references.free_atoms else '. ' + NO_FREE_ATOMS}"),
             *self._low_density_in_words(),
-            ("model", f"{t.size}: " + ", ".join(f"{name} {getattr(m, name)}" for name in SIZE_NAMES)),
+            ("model", f"{shape}: " + ", ".join(f"{name} {getattr(m, name)}" for name in SIZE_NAMES)),
             ("cutoff", f"{m.r_max:g} Å"),
             ("batch size", batch),
             ("neighbour lists", "built once" if t.precompute_neighbors else "built again for every batch"),
@@ -98,6 +100,8 @@ class Prepared:
 
     def _start_in_words(self, start: Start) -> str:
         t = self.config.train
+        if t.pretrained is not None and start.state is None:
+            return f"pretrained: {start.path}{start.told}"
         parts = {"optimizer": t.resume_load_optimizer, "schedule": t.resume_load_scheduler, "gradient scaler": t.resume_load_scaler}
         return f"{', '.join(['weights', *(name for name, loaded in parts.items() if loaded)])} of {start.path}"
 
@@ -108,20 +112,19 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     `restart` is the run folder of an interrupted fit that goes on: all of its newest checkpoint comes back, where it has one.
     `tell` hears what the user should know.
     """
-    config, start = _start(config, restart, tell)
+    config, start, goes_on = _start(config, restart, tell)
     t = config.train
     device, dtype = choose_device(t.device), choose_dtype(t.dtype)
     data = _read(t, look_at_labels=t.check == "leave_out" or (t.check != "off" and restart is None))
-    resumed = None if restart is None or start is None else start  # with its own frames and reference energies
+    resumed = start if goes_on else None  # with its own frames and reference energies
     train, valid = _sets(data, t, resumed, tell)
-    if start is not None:
-        config = replace(config, model=replace(config.model, bounded=config_of(start.model).bounded))  # its weights mean nothing otherwise
-        _check_start(start, config, statistics.elements_of(train))
-    if resumed is not None:
-        free_atoms = told_free_atoms(resumed.model.get("free_atoms"), resumed.reference_energies)
-        references = statistics.ReferenceEnergies(resumed.model["atomic_energies"], resumed.reference_energies, free_atoms)
+    if start is not None and t.pretrained is not None and resumed is None:
+        start, references = start_for(start, t, data.isolated, chained(train, valid))
     else:
-        references = reference_energies(t, data.isolated, chained(train, valid), start)
+        if start is not None:
+            config = replace(config, model=replace(config.model, bounded=config_of(start.model).bounded))  # or its weights mean nothing
+            _check_start(start, config, statistics.elements_of(train))
+        references = _references(t, data, chained(train, valid), start, resumed)
     return Prepared(
         config=FitConfig(config.model, _settled(t, train, valid)),
         labels=data.labels,
@@ -177,6 +180,15 @@ def _sets(data: _Data, t: TrainConfig, resumed: Start | None, tell: Callable[[st
     return train, valid
 
 
+def _references(
+    t: TrainConfig, data: _Data, frames: Sequence[Labelled], start: Start | None, resumed: Start | None
+) -> statistics.ReferenceEnergies:
+    if resumed is None:
+        return reference_energies(t, data.isolated, frames, start)
+    free_atoms = told_free_atoms(resumed.model.get("free_atoms"), resumed.reference_energies)
+    return statistics.ReferenceEnergies(resumed.model["atomic_energies"], resumed.reference_energies, free_atoms)
+
+
 def _settled(t: TrainConfig, train: Sequence[Labelled], valid: Sequence[Labelled]) -> TrainConfig:
     """The options with sizes and length filled in, where they were left open."""
     num_atoms = float(np.mean([len(frame.atoms) for frame in train]))
@@ -199,15 +211,20 @@ def _check_without_validation(t: TrainConfig) -> None:
         raise FlashACEError(f"valid_fraction: 0 leaves no frames for validation, by which {asked} would decide; leave one out")
 
 
-def _start(config: FitConfig, restart: Path | None, tell: Callable[[str], Any]) -> tuple[FitConfig, Start | None]:
-    """What `resume_from` names, or what the run to go on with has; and the options with which it comes back."""
+def _start(config: FitConfig, restart: Path | None, tell: Callable[[str], Any]) -> tuple[FitConfig, Start | None, bool]:
+    """What `pretrained` or `resume_from` names, or what the run to go on with has, with the options with which that comes back; and
+    whether it is the latter."""
     t = config.train
     if restart is not None and checkpoints_in(restart / t.checkpoint_dir):
         t = replace(t, resume_load_optimizer=True, resume_load_scheduler=True, resume_load_scaler=True)
-        return replace(config, train=t), read_start(restart / t.checkpoint_dir, tell)
+        return replace(config, train=t), read_start(restart / t.checkpoint_dir, tell), True
     if restart is not None:
         tell(f"{restart}: no checkpoint yet, so this fit starts from the beginning")
-    return config, None if t.resume_from is None else read_start(_checkpoint_place(Path(t.resume_from)), tell)
+    if t.pretrained is not None:
+        path, model = Path(t.pretrained), Path(t.pretrained) / "model.pt"
+        start = weights_of_end(read_start(model if model.is_file() else _checkpoint_place(path), tell))
+        return take_shape(config, start), start, False
+    return config, None if t.resume_from is None else read_start(_checkpoint_place(Path(t.resume_from)), tell), False
 
 
 def _checkpoint_place(path: Path) -> Path:
@@ -221,7 +238,7 @@ def _checkpoint_place(path: Path) -> Path:
 def _check_start(start: Start, config: FitConfig, elements: list[str]) -> None:
     theirs, ours = asdict(config_of(start.model)), asdict(config.model)
     other = [f"{name} {theirs.get(name)} there and {value} here" for name, value in ours.items() if theirs.get(name) != value]
-    if list(start.model["atomic_energies"]) != elements:
+    if list(start.model["atomic_energies"]) != elements and config.train.pretrained is None:  # which keeps elements that the data lacks
         other.append(f"elements {', '.join(start.model['atomic_energies'])} there and {', '.join(elements)} here")
     if other:
         raise FlashACEError(f"{start.path}: expected a checkpoint of the model to be fitted, got {'; '.join(other)}")

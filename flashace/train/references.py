@@ -15,9 +15,28 @@ from flashace.train.config import TrainConfig
 def reference_energies(
     t: TrainConfig, isolated: dict[str, float], frames: Sequence[Labelled], start: Start | None
 ) -> statistics.ReferenceEnergies:
-    """E0 in the one way that holds; two ways that say different things are an error, and no way at all means least squares.
+    """E0 in the one way that holds; no way at all means least squares. `isolated` are those of atoms alone in the data, in eV.
 
-    `isolated` are those of atoms alone in the data, in eV.
+    Raises as `given_energies` does.
+    """
+    first, given = given_energies(t, isolated, frames, start)
+    found = statistics.reference_energies(frames, given, f"from {first}")
+    if not isolated and not t.isolated_atoms and start is not None and t.use_checkpoint_energy_shift:
+        return replace(found, free_atoms=told_free_atoms(start.model.get("free_atoms"), start.reference_energies))
+    return replace(found, free_atoms=found.free_atoms and are_free_atoms(t, isolated))
+
+
+def are_free_atoms(t: TrainConfig, isolated: dict[str, float]) -> bool:
+    """Whether energies that are given are those of atoms alone."""
+    return t.energy_shift_per_atom is None or bool(isolated or t.isolated_atoms)
+
+
+def given_energies(
+    t: TrainConfig, isolated: dict[str, float], frames: Sequence[Labelled], start: Start | None
+) -> tuple[str, dict[str, float]]:
+    """The name of the way that holds, and its energies in eV: none of no way, and where least squares are asked for.
+
+    Raises FlashACEError where two ways say different things.
     """
     ways: dict[str, dict[str, float]] = {}
     of_start = start is not None and t.use_checkpoint_energy_shift
@@ -36,10 +55,7 @@ def reference_energies(
     first, *others = ways or {"": {}}
     for other in others:
         _same_energies(first, ways[first], other, ways[other], of_start)
-    found = statistics.reference_energies(frames, ways.get(first, {}), f"from {first}")
-    if not isolated and not t.isolated_atoms and start is not None and t.use_checkpoint_energy_shift:
-        return replace(found, free_atoms=told_free_atoms(start.model.get("free_atoms"), start.reference_energies))
-    return found if t.energy_shift_per_atom is None or isolated or t.isolated_atoms else replace(found, free_atoms=False)
+    return first, ways.get(first, {})
 
 
 def _same_energies(one: str, energies: dict[str, float], other: str, other_energies: dict[str, float], of_start: bool) -> None:

@@ -94,7 +94,7 @@ class Session:
         Raises FlashACEError where something is asked for that `start` does not have, or that is of another fit.
         """
         self.update.averaged.load_state_dict(start.average, strict=True)
-        if self.model.e0 != start.model["atomic_energies"]:
+        if start.adapts or self.model.e0 != start.model["atomic_energies"]:
             self._adapt_to_other_energies()
         self.validation.best = self.validation.current()
         t, state = self.config, start.state
