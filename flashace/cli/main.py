@@ -14,7 +14,18 @@ from ase.calculators.calculator import CalculationFailed
 from flashace.cli.terminal import PLAINER
 from flashace.errors import FlashACEError
 
-COMMANDS = ["calibrate", "check", "convert", "evaluate", "export", "fit", "info", "serve", "verify"]  # of the files with these names
+COMMANDS = [
+    "calibrate",
+    "check",
+    "convert",
+    "evaluate",
+    "export",
+    "fit",
+    "info",
+    "label",
+    "serve",
+    "verify",
+]  # of the files with these names
 
 
 class _Group(click.Group):

@@ -60,6 +60,8 @@ def labelled(atoms: Atoms, calculator: Calculator, **info: Any) -> Atoms:
     try:
         calculator.reset()  # nothing of the structure before may be taken for a result of this one
         calculator.calculate(frame, asked, ["positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms"])
+    except CalculationFailed:
+        raise
     except FAILURES as error:
         raise CalculationFailed(f"{type(error).__name__}: {error}") from error
     found = dict(calculator.results)
