@@ -14,7 +14,19 @@ from ase.calculators.calculator import CalculationFailed
 from flashace.cli.terminal import PLAINER
 from flashace.errors import FlashACEError
 
-COMMANDS = ["calibrate", "check", "convert", "evaluate", "export", "fit", "info", "sample", "serve", "verify"]  # of files of these names
+COMMANDS = [
+    "calibrate",
+    "check",
+    "convert",
+    "evaluate",
+    "export",
+    "fit",
+    "info",
+    "label",
+    "sample",
+    "serve",
+    "verify",
+]  # of the files with these names
 
 
 class _Group(click.Group):

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from flashace.data.sources import sources_in
 from flashace.errors import FlashACEError
 from flashace.files import undone_by_signals
 from flashace.teach.journal import Journal
-from flashace.teach.task import APART, Label
+from flashace.teach.task import APART, Failure, Label
 from flashace.teach.workers import Cluster, Workers, failure
 
 DECIMALS = 8  # of positions and cells, as extended XYZ has them: a structure is the same before and after it was written
@@ -69,9 +68,7 @@ def label(
         raise FlashACEError(f"output {output}: expected a name that ends in .extxyz, since that is what is written; correct it")
     with undone_by_signals(), Journal(output, workers.teacher.source) as journal:
         summary = Summary()
-        before = set(journal.failed)
         left = _survey(paths, journal, summary)
-        given = ...
         plan(summary, len(left))
         with closing(workers.run(_tasks(paths, left))) as results:
             for done, (task, result) in enumerate(results, 1):
@@ -79,10 +76,71 @@ def label(
                     result = failure(task, f"a force of {force:.4g} eV/Å is more than {max_force:g} (--max-force)")
                 if isinstance(result, Failure):
                     journal.put_aside(result)
-                    summary.aside[kind_of(result.reason)] += 1
+                    summary.aside[_kind(result.reason)] += 1
                 else:
                     journal.append(task.key, result)
                     summary.labelled += 1
                     summary.apart = max([summary.apart, *(abs(frame.info.get(APART, 0.0)) / len(frame) for frame in result)])
                 progress(done)
     return summary
+
+
+def key_of(atoms: Atoms) -> str:
+    """A name for elements, positions, cell and periodicity, whatever the file and the order of the structures."""
+    digest = hashlib.sha256(np.asarray([*atoms.numbers, *atoms.pbc], dtype="<i8").tobytes())
+    for numbers in (atoms.positions, atoms.cell.array):
+        digest.update((np.round(numbers, DECIMALS) + 0.0).astype("<f8").tobytes())  # + 0: there is a zero with a minus
+    return digest.hexdigest()[:24]
+
+
+def _survey(paths: Sequence[str | Path], journal: Journal, summary: Summary) -> set[str]:
+    """The keys of the structures that are left to label; the journal gets those that are none."""
+    seen: set[str] = set()
+    for atoms, origin in _read(paths):
+        key = key_of(atoms)
+        summary.frames += 1
+        summary.twice += key in seen
+        summary.had_labels += any(sources_in(atoms, label, (*label.named, *label.found)) for label in LABELS.values())
+        summary.charged += any(atoms.arrays[name].any() for name in ("initial_charges", "initial_magmoms") if name in atoms.arrays)
+        if key in seen:
+            continue
+        seen.add(key)
+        summary.already += key in journal.labelled
+        summary.aside_before += key in journal.failed
+        if key not in journal.done:
+            try:
+                check_structure(atoms, origin)
+            except FrameError as error:
+                journal.put_aside(Failure(key, error.fault.text, _plain(atoms, origin)))
+                summary.aside[_kind(error.fault.text)] += 1
+    return seen - journal.done
+
+
+def _tasks(paths: Sequence[str | Path], left: set[str]) -> Iterator[Label]:
+    for atoms, origin in _read(paths):
+        key = key_of(atoms)
+        if key in left:
+            left.discard(key)
+            yield Label(key, _plain(atoms, origin))
+
+
+def _read(paths: Sequence[str | Path]) -> Iterator[tuple[Atoms, Origin]]:
+    for path in paths:
+        if is_shards(path):
+            yield from ((frame.atoms, frame.origin) for frame in Shards(path))
+        else:
+            yield from structures([path])
+
+
+def _plain(atoms: Atoms, origin: Origin) -> Atoms:
+    info = {name: atoms.info[name] for name in ("config_type",) if name in atoms.info}
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={**info, "origin": str(origin)})
+
+
+def _largest_force(frames: Sequence[Atoms]) -> float:
+    return max(float(np.linalg.norm(frame.calc.results["forces"], axis=1).max()) for frame in frames)
+
+
+def _kind(reason: str) -> str:
+    """The reason without its numbers, so that like ones can be counted."""
+    return re.sub(r"[-+]?\b\d+(\.\d+)?(e[-+]?\d+)?\b", "…", reason)

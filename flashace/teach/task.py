@@ -60,22 +60,24 @@ def labelled(atoms: Atoms, calculator: Calculator, **info: Any) -> Atoms:
     try:
         calculator.reset()  # nothing of the structure before may be taken for a result of this one
         calculator.calculate(frame, asked, ["positions", "numbers", "cell", "pbc", "initial_charges", "initial_magmoms"])
+    except CalculationFailed:
+        raise
     except FAILURES as error:
         raise CalculationFailed(f"{type(error).__name__}: {error}") from error
     found = dict(calculator.results)
-    if {"energy", "free_energy"} <= found.keys():
-        apart = float(np.subtract(found["free_energy"], found["energy"]))
-        if abs(apart) > SAME * len(frame):
-            frame.info[APART] = apart
-    found["energy"] = found.get("free_energy", found.get("energy"))
     if np.shape(found.get("stress", ())) == (3, 3):  # ASE lets a calculator choose
         found["stress"] = full_3x3_to_voigt_6_stress(found["stress"])
-    shapes = {"energy": (), "forces": (len(frame), 3), "stress": (6,)}
+    found.setdefault("free_energy", found.get("energy"))
+    shapes = {"energy": (), "free_energy": (), "forces": (len(frame), 3), "stress": (6,)}
     results = {}
-    for name in asked:
-        value = np.array(found.get(name, np.nan), dtype=float)
+    for name in ("free_energy", *asked):
+        value = np.array(found.get(name), dtype=float)
         if value.shape != shapes[name] or not np.isfinite(value).all():
             raise CalculationFailed(f"{name}: expected finite numbers of shape {shapes[name]}, got {value!r:.80}")
-        results[name] = value if name != "energy" else float(value)
+        results[name] = value if shapes[name] else float(value)
+    apart = results["free_energy"] - results["energy"]
+    if abs(apart) > SAME * len(frame):
+        frame.info[APART] = apart
+    results["energy"] = results.pop("free_energy")
     frame.calc = SinglePointCalculator(frame, **results)
     return frame

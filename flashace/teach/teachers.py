@@ -61,6 +61,15 @@ KNOWN = {
         "SevenNet-0 (model=7net-l3i5: a better and slower one): crystals of 89 elements, PBE(+U)",
         MATERIALS_PROJECT,
     ),
+    "diep": Known(
+        "diep.pretrained:make_calculator",
+        "diep",
+        "diep",
+        ("device=cpu",),
+        "BSD-3-Clause (DIEP); trained on MatPES",
+        "DIEP: crystals of 89 elements, r2SCAN",
+        MATERIALS_PROJECT,
+    ),
 }
 
 

@@ -6,11 +6,12 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from contextlib import suppress
 from itertools import chain, islice
 from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
 
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
@@ -25,6 +26,8 @@ PATIENCE = 3  # times that all workers may end before one of them has begun with
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 LONGEST = 500  # characters of a reason
 
+Results = Generator[tuple[Task, list[Atoms] | Failure], None, None]
+
 _here = threading.local()  # of a worker: .teacher and the .calculator that it has made
 
 
@@ -35,7 +38,7 @@ class Workers:
         """`timeout` (s) is for one task; `memory` (GB) is what a worker may take, the program itself included."""
         self.teacher, self.num, self.timeout, self.memory = teacher, num, timeout, memory
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Atoms] | Failure]]:
+    def run(self, tasks: Iterable[Task]) -> Results:
         """Each task with its frames, whose `info` has the `source`; or with what kept it from having any.
 
         An exception, NaN, a death of the worker and a task beyond its time are Failures; the rest goes on. `tasks` may be endless: few are
@@ -89,14 +92,15 @@ class Cluster:
         """`address` of the scheduler, such as tcp://node17:8786."""
         self.address, self.teacher, self.timeout = address, teacher, timeout
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Atoms] | Failure]]:
+    def run(self, tasks: Iterable[Task]) -> Results:
         """As `Workers.run`. A task whose worker dies is tried again on others, as often as the scheduler is told to (three times)."""
         try:
             from distributed import Client, KilledWorker
             from distributed import wait as wait_for
         except ImportError as error:
             raise FlashACEError(f"scheduler: dask.distributed is not installed ({error}); pip install '.[dask]'") from error
-        queue, running = iter(tasks), {}
+        queue = iter(tasks)
+        running: dict[Any, tuple[Task, float]] = {}
         with Client(self.address) as client:
             client.wait_for_workers(1)
             while True:
@@ -115,13 +119,13 @@ class Cluster:
                         yield task, failure(task, _late(self.timeout))
                     elif not future.done():
                         continue
-                    elif isinstance(error := future.exception(), KilledWorker):
-                        yield task, failure(task, f"each worker that had it died: {error}")
-                    elif error is not None and not isinstance(error, FlashACEError):
+                    elif isinstance(future.exception(), KilledWorker):
+                        yield task, failure(task, f"each worker that had it died: {future.exception()}")
+                    elif (wrong := future.exception()) is not None and not isinstance(wrong, FlashACEError):
                         raise FlashACEError(
                             f"scheduler {self.address}: expected workers with the same FlashACE and teacher as here, "
-                            f"got {type(error).__name__}: {error}; install them there"
-                        ) from error
+                            f"got {type(wrong).__name__}: {wrong}; install them there"
+                        ) from wrong
                     else:
                         yield task, future.result()
                     del running[future]
