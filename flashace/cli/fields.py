@@ -11,6 +11,7 @@ import click
 
 LABEL_KEYS = ("energy_key", "forces_key", "stress_key")
 SHORT = {"output": "-o", "num": "-n"}
+OF_A_TEACHER = "flashace.teach.config:SampleConfig"
 OF_A_FIT = "flashace.train.config:TrainConfig", "flashace.potential.config:ModelConfig"
 
 
@@ -33,7 +34,9 @@ class WithFields(click.Command):
     def _flags(self) -> list[click.Option]:
         kinds = [getattr(import_module(module), name) for module, name in (kind.split(":") for kind in self.kinds)]
         arguments = {param.name for param in self.params}  # `data` of a fit
-        known = {f.name: f for kind in kinds for f in fields(kind) if f.name not in arguments}
+        known: dict[str, Any] = {}  # a name that two of them have is that of the first
+        for f in (f for kind in kinds for f in fields(kind) if f.name not in arguments):
+            known.setdefault(f.name, f)
         made = (_flag(name, known[name].type, known[name].default) for name in self.fields or known)
         return [flag for flag in made if flag is not None]
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from flashace.cli.fields import WithFields
+from flashace.cli.fields import OF_A_FIT, OF_A_TEACHER, WithFields
 from flashace.cli.run_folder import config_of_run, default_folder, refuse_existing, spare_inputs
+from flashace.cli.teaching import Asked, asked_of, choose, teach
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -26,25 +27,33 @@ if TYPE_CHECKING:
 CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 
 
-@click.command(cls=WithFields)
+@click.command(cls=WithFields, kinds=(*OF_A_FIT, OF_A_TEACHER))
 @click.argument("data", nargs=-1)
 @click.option("-c", "--config", type=click.Path(), help="YAML with any of the options; flags overrule it.")
 @click.option("--overwrite", is_flag=True, help="Delete the fit that the run folder holds.")
 @click.option("--dry-run", is_flag=True, help="Show the decisions and stop.")
 @click.option("--resume", type=click.Path(), help="Run folder of an interrupted fit: go on where it stopped.")
-def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, **flags: Any) -> None:
+@click.option(
+    "--teacher", multiple=True, help="Learn from a teacher first; of several, from the best on DATA."
+)
+def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, teacher: tuple[str, ...], **flags: Any) -> None:
     """Fit a model to labelled structures (any format that ASE reads, or shards of `flashace convert`)."""
     from flashace.train.loop import fit as run_fit
     from flashace.train.ranks import joined
 
     started = time.monotonic()
     _keep_freed_memory()
+    asked = asked_of(teacher, flags, started)
     with joined() as ranks, ExitStack() as locks:
         console.quiet = not ranks.first
         plan = None
         try:
+            if asked.teachers and ranks.size > 1:
+                raise FlashACEError(
+                    f"teacher: expected one process, got {ranks.size}; say `flashace sample` first, then fit what it leaves"
+                )
             if ranks.first:
-                plan = _plan(config, overwrite, dry_run, resume, flags, locks)
+                plan = _plan(config, overwrite, dry_run, resume, flags, asked, locks)
         finally:
             plan = ranks.from_first(plan)  # none where the first has failed, and says so itself
             if plan is None:
@@ -61,7 +70,7 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
 
 
 def _plan(
-    config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any], locks: ExitStack
+    config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any], asked: Asked, locks: ExitStack
 ) -> "tuple[Prepared, Path] | None":
     """What is fitted, and the run folder, locked; shows the decisions. None for a dry run."""
     from flashace.evaluate import report
@@ -72,8 +81,8 @@ def _plan(
         config = config_of_run(resume, config, flags)
         locks.enter_context(locked(Path(resume), tell=console.print))  # before its checkpoint is read
     folder = None if resume is None else Path(resume)
-    config, options = _configuration(config, flags, resume)
-    prepared = prepare(options, folder, lambda message: console.print(message, soft_wrap=True))
+    path, options = _configuration(config, flags, resume)
+    prepared = prepare(options, folder, _say)
     console.print(report.label_table(prepared.labels))
     decisions = Table(show_header=False, title="Decisions", title_justify="left")
     for row in prepared.decisions():
@@ -81,6 +90,7 @@ def _plan(
     console.print(decisions)
     if folder is None:
         _stop_on_wrong_labels(prepared)
+    settings = choose(prepared, asked, folder)
     if dry_run:
         return None
     output = prepared.config.train.output
@@ -89,8 +99,15 @@ def _plan(
         locks.enter_context(locked(folder, tell=console.print))
         if not overwrite:
             refuse_existing(folder)
-        spare_inputs(folder, prepared.config.train, config)
+        spare_inputs(folder, prepared.config.train, path)
+    if settings is not None:
+        start = teach(prepared, options, settings, folder, asked.started, overwrite and resume is None)
+        prepared = prepare(_configuration(config, flags | start, resume)[1], None if resume is None else folder, _say)
     return prepared, folder
+
+
+def _say(message: str) -> None:
+    console.print(message, soft_wrap=True)
 
 
 def _configuration(path: str | None, flags: dict[str, Any], resume: str | None) -> "tuple[str | None, FitConfig]":

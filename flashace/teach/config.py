@@ -1,12 +1,18 @@
 """Options of what a teacher does; every option, its default and its meaning stand in a dataclass."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
 
+import yaml
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from flashace.errors import FlashACEError
+from flashace.files import whole_file
+
+Config = TypeVar("Config", bound="SampleConfig")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -25,14 +31,42 @@ class SampleConfig:
     timeout: float = Field(600.0, gt=0, description="seconds that a teacher may take for one task; then it is put aside")
 
 
-def sample_config(options: Mapping[str, Any]) -> SampleConfig:
-    """Of those `options` that are given. Raises FlashACEError for values of the wrong kind."""
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class DistillConfig(SampleConfig):
+    """And how a student follows the teacher by itself."""
+
+    error: float = Field(50.0, gt=0, description="meV/Å: asked of the forces in the student's own dynamics, against the teacher")
+    rounds: int = Field(3, ge=0, description="times, at most, that the student learns from its own dynamics")
+    round_frames: int = Field(200, ge=8, description="frames of that dynamics in a round; a quarter of them is held out")
+    max_time: float | None = Field(None, gt=0, description="minutes; no round is begun later")
+
+
+def sample_config(options: Mapping[str, Any], kind: type[Config] = SampleConfig) -> Config:  # type: ignore[assignment]
+    """Of those `options` that are given. Raises FlashACEError for unknown names and values of the wrong kind."""
     named = {name: value for name, value in options.items() if value is not None and value != ()}
     try:
-        config = SampleConfig(**named)
+        config = kind(**named)
     except ValidationError as error:
         wrong = (f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}, got {e['input']!r}" for e in error.errors())
         raise FlashACEError("; ".join(wrong)) from error
     if any(temperature <= 0 for temperature in config.temperatures):
         raise FlashACEError(f"`temperatures`: expected numbers above 0, in K, got {config.temperatures}; correct them")
     return config
+
+
+def write_options(path: Path, config: SampleConfig) -> None:
+    """YAML that `read_options` reads back, but for the place of the output."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items() if name != "output"}
+    with whole_file(path) as aside:
+        aside.write_text(yaml.safe_dump({name: value for name, value in plain.items() if value is not None}, sort_keys=False), "utf-8")
+
+
+def read_options(path: Path, kind: type[Config]) -> Config:
+    """Raises FlashACEError for a file that is not what `write_options` writes."""
+    try:
+        options = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FlashACEError(f"{path}: expected YAML, got {error}; give the options again with a new run folder") from error
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise FlashACEError(f"{path}: expected `name: value` lines, got {str(options)[:80]}; give the options again with a new run folder")
+    return sample_config(options, kind)

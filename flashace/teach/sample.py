@@ -51,7 +51,7 @@ SEEDS = 0.1  # part of the frames, at most, that are seeds as they are
 def plan(structures: Sequence[Atoms], num: int, seed: int, settings: SampleConfig) -> list[Task]:
     """Tasks with `num` frames together and, first, one for each element alone. The same tasks for the same arguments."""
     rng = np.random.default_rng(seed)
-    seeds = [look_at(structures[n]) for n in rng.permutation(len(structures))]
+    seeds = [look_at(structures[n]) for n in rng.permutation(len(structures)) if len(structures[n]) > 1]
     as_given = [Drawn("seed", seed.atoms) for seed in seeds[: max(int(SEEDS * num), 1)]]
     tasks: list[Task] = [*as_given]
     for shape in SHARES:
