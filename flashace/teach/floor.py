@@ -32,7 +32,7 @@ LAWS: tuple[Law, ...] = (
 )
 STRICT = PRECISIONS["float32"]  # a student's own errors are larger than what this lets pass, whatever the teacher computes in
 FAILED = "the calculator failed"  # begins what a law says then
-FELT = 0.01  # of the root mean square of the forces: what is farther away and answers by less is not worth a larger cutoff
+FELT = 0.02  # of the root mean square of the forces: what is farther away and answers by less is not worth a larger cutoff
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def floor_of(
     structures: Sequence[Atoms],
     r_max: float,
     labelled: Sequence[Labelled] | None = None,
-    seconds: float = 30.0,
+    seconds: float = 15.0,
     most_atoms: int = MOST_ATOMS,
 ) -> Floor:
     """On at most three of the structures, evenly drawn; laws on the smallest of them. What takes longer than `seconds` is not measured.
@@ -113,9 +113,8 @@ def floor_of(
         noises = [noise_of(calculator, atoms) for atoms in chosen]
         states = [evaluate(calculator, atoms, with_stress=False) for atoms in chosen]
     except CalculationFailed as error:
-        raise FlashACEError(
-            f"teacher: it cannot do {', '.join(str(atoms.symbols) for atoms in chosen)} ({error}); take one that knows these elements"
-        ) from error
+        formulas = ", ".join(atoms.get_chemical_formula() for atoms in chosen)
+        raise FlashACEError(f"teacher: it cannot do {formulas} ({error}); take one that knows these elements") from error
     noise = Noise(*(float(np.sqrt(np.mean(np.square(values)))) for values in zip(*noises, strict=True)))
     size = 1e3 * float(np.sqrt(np.mean(np.concatenate([state.forces for state in states]) ** 2)))
     laws = _laws(calculator, min(chosen, key=len), seconds)

@@ -4,7 +4,7 @@ Everything within the radius of an atom is held, everything beyond is rattled, a
 knows who sees no farther.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ MOST_ATOMS = 550  # of a supercell
 
 @dataclass(frozen=True)
 class Answer:
-    """What is beyond `radius`. `forces` is None where it was not measured, and `why` says why not."""
+    """What is beyond `radius`. `forces` is None where it was not measured, and `why` says why not, or why over fewer atoms."""
 
     radius: float  # Å
     forces: float | None  # meV/Å: root mean square change of a component of the force on the centre
@@ -39,12 +39,18 @@ def answers_beyond(
 
 def repeat_to(atoms: Atoms, radius: float, most_atoms: int) -> Atoms:
     """The structure repeated along the shortest of its heights, until they are all longer than twice the radius or it has too many."""
+    return atoms.repeat(repeats_to(atoms, radius, most_atoms))
+
+
+def repeats_to(atoms: Atoms, radius: float, most_atoms: int) -> tuple[int, int, int]:
+    """How often along each lattice vector."""
     repeats = np.ones(3, dtype=int)
     while True:
-        heights = np.where(atoms.pbc, heights_of(atoms) * repeats, np.inf)
+        heights = heights_of(atoms) * repeats
         more = repeats + (np.arange(3) == heights.argmin())
         if heights.min() > 2 * radius or len(atoms) * more.prod() > most_atoms:
-            return atoms.repeat(tuple(repeats.tolist()))
+            a, b, c = repeats.tolist()
+            return a, b, c
         repeats = more
 
 
@@ -57,24 +63,27 @@ def heights_of(atoms: Atoms) -> np.ndarray:
 def _answer(calculator: Calculator, structures: Sequence[Atoms], radius: float, most_atoms: int) -> Answer:
     small = [atoms for atoms in structures if heights_of(atoms).min() <= 2 * radius]
     measured = [atoms for atoms in structures if heights_of(atoms).min() > 2 * radius]
-    changes = []
+    changes: list[np.ndarray] = []
+    failure = ""
     try:
         for atoms in measured:
-            changes += _changes(calculator, atoms, radius)
+            changes.extend(_changes(calculator, atoms, radius))
     except CalculationFailed as error:
-        return Answer(radius, None, f"the teacher failed: {error}")
+        failure = f"the teacher failed after {len(changes)} atoms: {error}"
     if changes:
-        return Answer(radius, 1e3 * float(np.sqrt(np.mean(np.square(changes)))))
+        return Answer(radius, 1e3 * float(np.sqrt(np.mean(np.square(changes)))), failure)
+    if failure:
+        return Answer(radius, None, failure)
     if small:
         return Answer(radius, None, f"a cell wider than {2 * radius:.1f} Å has more than {most_atoms} atoms")
     return Answer(radius, None, "nothing is beyond it in these structures")
 
 
-def _changes(calculator: Calculator, atoms: Atoms, radius: float) -> list[np.ndarray]:
+def _changes(calculator: Calculator, atoms: Atoms, radius: float) -> Iterator[np.ndarray]:
     """[3] eV/Å for each centre that has something beyond the radius."""
     random = np.random.default_rng(0)
     centres = np.unique(np.linspace(0, len(atoms) - 1, CENTRES).astype(int))
-    usual, changes = None, []
+    usual = None
     for centre in centres:
         moved = atoms.copy()
         moved.positions += random.normal(scale=RATTLE / 3**0.5, size=moved.positions.shape)
@@ -84,8 +93,7 @@ def _changes(calculator: Calculator, atoms: Atoms, radius: float) -> list[np.nda
             continue
         moved.positions[held] = atoms.positions[held]
         usual = evaluate(calculator, atoms, with_stress=False) if usual is None else usual
-        changes.append(evaluate(calculator, moved, with_stress=False).forces[centre] - usual.forces[centre])
-    return changes
+        yield evaluate(calculator, moved, with_stress=False).forces[centre] - usual.forces[centre]
 
 
 def _distances(atoms: Atoms, centre: int) -> np.ndarray:

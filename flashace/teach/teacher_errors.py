@@ -46,12 +46,14 @@ class KindErrors:
         if self.alone is None or self.helped is None:
             off = self.forces / max(self.size, 1e-9)
             return f"off by {off:.0%} of the forces; too few frames to tell what it adds to them"
-        part = self.helped / max(self.alone, 1e-9)
-        if part <= BETTER:
-            return f"knows what the frames do not tell: a quick fit that starts from it errs {1 - part:.0%} less"
-        if part <= SAME:
+        part = min(self.helped, self.forces) / max(self.alone, 1e-9)
+        if part > SAME:
+            return f"the frames know better: a quick fit that starts from it errs {self.helped / self.alone - 1:.0%} more"
+        if part > BETTER:
             return "adds little to what the frames tell, as far as a quick fit shows"
-        return f"the frames know better: a quick fit that starts from it errs {part - 1:.0%} more"
+        if self.forces < self.helped:
+            return f"teaches what the frames lack: it is {1 - part:.0%} closer than a quick fit to the other frames"
+        return f"knows what the frames do not tell: a quick fit that starts from it errs {1 - part:.0%} less"
 
 
 @dataclass(frozen=True)
