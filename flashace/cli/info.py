@@ -12,6 +12,7 @@ def info(model: str) -> None:
     """What MODEL is: elements, sizes, reference energies, what it was fitted to and how well."""
     from flashace.evaluate import report
     from flashace.potential.model_file import NO_FREE_ATOMS, read_header, told_free_atoms
+    from flashace.teach.certificate import Certificate, certificate_table
     from flashace.verify.outside_data import Sanity
 
     header = read_header(model)
@@ -48,3 +49,8 @@ def info(model: str) -> None:
     console.print(table)
     if "errors" in provenance:
         console.print(report.error_table(provenance["errors"]))
+    if provenance.get("certificate") is not None:
+        found = Certificate.from_dict(provenance["certificate"])
+        console.print(certificate_table(found))
+        if found.errors:
+            console.print(report.error_table(found.errors))

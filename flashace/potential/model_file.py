@@ -76,6 +76,27 @@ class SanityFound(BaseModel):
     force_of: str
 
 
+class CertificateRow(BaseModel):
+    """One thing that was measured of a student, or was not: then `number` is None. `passed` is None where no bound was asked."""
+
+    key: str
+    what: str
+    number: FiniteFloat | None
+    unit: str
+    words: str
+    bound: FiniteFloat | None
+    passed: bool | None
+
+
+class CertificateFound(BaseModel):
+    """`flashace.teach.certificate.Certificate` of a student of `teacher`; `licence` is that of the teacher's method or weights."""
+
+    teacher: str
+    licence: str
+    rows: list[CertificateRow]
+    errors: dict[str, list[ErrorRow]]
+
+
 class Provenance(BaseModel):
     """Where a model comes from. Nothing has to be known, anything may be added, and what is read somewhere is of the right kind."""
 
@@ -83,6 +104,7 @@ class Provenance(BaseModel):
     reference_energies: str = ""
     errors: dict[str, list[ErrorRow]] = {}
     sanity: SanityFound | None = None
+    certificate: CertificateFound | None = None
     seed: int = 0
     versions: dict[str, str] = {}
 
