@@ -1,3 +1,162 @@
-"""`flashace distill`: a seed and a teacher in, a checked student out."""
+"""`flashace distill`: seeds and a teacher in, a student with its certificate out."""
 
-SHAPE = ("size", "r_max", "hidden_dim", "num_channels", "num_layers", "l_max", "correlation", "device", "dtype", "compile")
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flashace.cli.fields import OF_A_FIT, WithFields
+from flashace.cli.run_folder import default_folder
+from flashace.cli.teaching import best_of
+from flashace.cli.terminal import console
+from flashace.errors import FlashACEError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from flashace.teach.certificate import Certificate
+    from flashace.teach.config import DistillConfig
+    from flashace.teach.rounds import Round
+    from flashace.train.config import FitConfig
+
+OPTIONS = "distill.yaml"
+# of the model and its fits; the rest is what `fit` does without being asked
+OF_THE_STUDENT = ("size", "r_max", "l_max", "correlation", "num_layers", "hidden_dim", "num_channels", "device", "dtype", "compile")
+OF_DISTILL = (
+    "teacher", "teacher_arg", "num", "error", "rounds", "round_frames", "max_time", "bound", "temperatures", "max_force", "max_atoms",
+    "workers", "timeout", "seed", "output",
+)  # fmt: skip
+
+
+@click.command(cls=WithFields, kinds=("flashace.teach.config:DistillConfig", *OF_A_FIT), fields=(*OF_DISTILL, *OF_THE_STUDENT))
+@click.argument("seeds", nargs=-1)
+@click.option("--overwrite", is_flag=True, help="Delete what the run folder holds.")
+@click.option("--resume", type=click.Path(), help="Run folder of an interrupted run: go on where it stopped.")
+def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags: Any) -> None:
+    """A model that does what a teacher does, from the structures of SEEDS alone: sample, fit, correct the student where it goes by itself.
+
+    Ends with model.pt and its certificate. Exit status 0 where all asked bounds hold (--error and --bound), 1 where one does not.
+    """
+    from flashace.teach import rounds as stages
+    from flashace.train.lock import locked
+
+    with ExitStack() as locks:
+        if resume is not None:
+            folder = Path(resume)
+            locks.enter_context(locked(folder, tell=console.print))
+            structures, settings, like = _asked_before(folder, seeds, flags)
+        else:
+            structures, settings, like = _asked(seeds, flags)
+            best_of([settings.teacher], settings.teacher_arg, like.model.r_max, structures, [])
+            folder = default_folder(seeds[0], overwrite, locks) if settings.output is None else Path(settings.output)
+            locks.enter_context(locked(folder, tell=console.print))
+            _take(folder, overwrite, structures, settings, like)
+        try:
+            rounds = stages.distill(structures, settings, like, folder, console)
+        except KeyboardInterrupt:
+            rounds = None
+        if rounds is None:
+            console.print(f"interrupted; everything is saved. To go on:\n    flashace distill --resume {folder}", soft_wrap=True)
+            raise SystemExit(130)
+        found = _certified(rounds, structures, settings, folder)
+    console.print(f"model        {folder / 'model.pt'}\ncertificate  {folder / 'certificate.json'} and pictures beside it", soft_wrap=True)
+    if not found.passed():
+        console.print("a bound that was asked for does not hold: see NOT HELD above")
+        raise SystemExit(1)
+
+
+def _asked(seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms], DistillConfig, FitConfig]":
+    from flashace.data.files import structures
+    from flashace.teach.certificate import check_bounds
+    from flashace.teach.config import DistillConfig, sample_config
+    from flashace.train.config import make_config
+
+    if not seeds:
+        raise FlashACEError("SEEDS: expected a file with a structure at least, got none; name one, or --resume a run folder")
+    settings = sample_config({name: flags[name] for name in OF_DISTILL}, DistillConfig)
+    if not settings.teacher:
+        raise FlashACEError("--teacher: expected the name of a teacher, got none; say tblite for molecules, chgnet for crystals")
+    check_bounds(bounds_of(settings))
+    student = {name: flags[name] for name in (*OF_THE_STUDENT, "seed") if flags[name] is not None}
+    return [atoms for atoms, _ in structures(seeds)], settings, make_config(student)
+
+
+def bounds_of(settings: "DistillConfig") -> dict[str, float]:
+    """What the certificate is asked for. Raises FlashACEError for what is not name=number."""
+    bounds = {"trajectory_forces": settings.error}
+    for text in settings.bound:
+        name, _, number = text.partition("=")
+        try:
+            bounds[name] = float(number)
+        except ValueError:
+            raise FlashACEError(f"--bound: expected name=number, such as laws=0, got {text!r}; correct it") from None
+    return bounds
+
+
+def _asked_before(folder: Path, seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms], DistillConfig, FitConfig]":
+    from flashace.data.extxyz import read_extxyz
+    from flashace.teach.config import DistillConfig, read_options
+    from flashace.train.config import load_config
+
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None and value != ()]
+    if seeds or given:
+        raise FlashACEError(f"--resume: expected nothing beside it, got {', '.join([*seeds, *given])}; a run goes on with what it has")
+    if not (folder / OPTIONS).exists():
+        raise FlashACEError(f"--resume {folder}: expected the run folder of a `flashace distill`, found no {OPTIONS} in it; name another")
+    settings = read_options(folder / OPTIONS, DistillConfig)
+    return list(read_extxyz(folder / "seeds.extxyz")), settings, load_config(folder / "config.yaml", {})
+
+
+def _take(folder: Path, overwrite: bool, structures: "list[Atoms]", settings: "DistillConfig", like: "FitConfig") -> None:
+    """Into an empty folder go seeds and options, by which a run goes on. Raises FlashACEError for one that is in use."""
+    import shutil
+
+    from ase.io import write
+
+    from flashace.files import whole_file
+    from flashace.teach.config import write_options
+    from flashace.train.config import write_config
+
+    ours = (folder / OPTIONS).exists()
+    if any(path.name != ".lock" for path in folder.iterdir()) and not (ours and overwrite):
+        how = f"--resume {folder}, or --overwrite it" if ours else "name another with --output"
+        raise FlashACEError(f"{folder}: expected an empty run folder, this one is in use; {how}")
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with whole_file(folder / "seeds.extxyz") as aside:
+        write(aside, structures, format="extxyz")
+    write_config(folder / "config.yaml", like)
+    write_options(folder / OPTIONS, settings)  # last: where it is, the others are
+
+
+def _certified(rounds: "list[Round]", structures: "list[Atoms]", settings: "DistillConfig", folder: Path) -> "Certificate":
+    """model.pt, the best of all rounds, with its certificate, which is shown too."""
+    import shutil
+
+    from flashace.data.shards import read_data
+    from flashace.files import whole_file
+    from flashace.teach.certificate import certificate, certificate_table, certify
+    from flashace.teach.rounds import best_of as best_round
+    from flashace.teach.teachers import teacher
+
+    best = best_round(rounds)
+    named = teacher(settings.teacher, settings.teacher_arg)
+    found = certificate(
+        best.model,
+        named.calculator(),
+        structures,
+        held_out=list(read_data(str(folder / "held_out.extxyz"))[0]),
+        trajectories=list(read_data(str(best.place / "held_out.extxyz"))[0]),
+        bounds=bounds_of(settings),
+        folder=folder,
+        name=named.source,
+        licence=named.licence,
+        say=lambda text: console.print(f"certificate: {text}", soft_wrap=True),
+    )
+    with whole_file(folder / "model.pt") as aside:
+        shutil.copyfile(best.model, aside)
+    certify(folder / "model.pt", found)
+    console.print(certificate_table(found))
+    return found

@@ -33,9 +33,7 @@ CONFIG_PLACES = (Path("config.yaml"), Path("training/config.yaml"))
 @click.option("--overwrite", is_flag=True, help="Delete the fit that the run folder holds.")
 @click.option("--dry-run", is_flag=True, help="Show the decisions and stop.")
 @click.option("--resume", type=click.Path(), help="Run folder of an interrupted fit: go on where it stopped.")
-@click.option(
-    "--teacher", multiple=True, help="Learn from a teacher first; of several, from the best on DATA."
-)
+@click.option("--teacher", multiple=True, help="Learn from a teacher first; of several, from the best on DATA.")
 def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, teacher: tuple[str, ...], **flags: Any) -> None:
     """Fit a model to labelled structures (any format that ASE reads, or shards of `flashace convert`)."""
     from flashace.train.loop import fit as run_fit

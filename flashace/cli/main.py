@@ -18,6 +18,7 @@ COMMANDS = [
     "calibrate",
     "check",
     "convert",
+    "distill",
     "evaluate",
     "export",
     "fit",

@@ -35,10 +35,12 @@ class SampleConfig:
 class DistillConfig(SampleConfig):
     """And how a student follows the teacher by itself."""
 
+    output: str | None = Field(None, description="run folder; runs/<name of the seeds>, numbered from the second on, where not given")
     error: float = Field(50.0, gt=0, description="meV/Å: asked of the forces in the student's own dynamics, against the teacher")
     rounds: int = Field(3, ge=0, description="times, at most, that the student learns from its own dynamics")
     round_frames: int = Field(200, ge=8, description="frames of that dynamics in a round; a quarter of them is held out")
-    max_time: float | None = Field(None, gt=0, description="minutes; no round is begun later")
+    max_time: float | None = Field(None, gt=0, description="minutes of sampling, fits and rounds; the certificate comes after them")
+    bound: tuple[str, ...] = Field((), description="name=number, asked of a row of the certificate, such as laws=0; as often as needed")
 
 
 def sample_config(options: Mapping[str, Any], kind: type[Config] = SampleConfig) -> Config:  # type: ignore[assignment]

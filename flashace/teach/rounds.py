@@ -25,6 +25,7 @@ from flashace.teach.student import learn
 from flashace.teach.task import Label, Task
 from flashace.train.config import FitConfig
 
+EVERY = 20  # of the sampled frames, the last is held out
 HELD_OUT = 4  # each fourth trajectory of a student is for its errors, and never learned
 LEARNED = 0.5  # of the other frames of a student, those that it is least sure of
 FIRST_SHARE, ROUND_SHARE = 0.5, 0.5  # of the time that is left, for the first fit and for that of a round
@@ -36,11 +37,17 @@ class Round:
 
     number: int  # 0 is the student of the sampled frames
     model: str
+    folder: str  # with its trajectories: held_out.extxyz, and what the next one learns
     frames: int  # held out
     forces: float  # meV/Å
     energy: float  # meV/atom
     failed: int  # frames that the teacher could not label, or where its force is beyond max_force
     seconds: float  # since the start of this session
+
+    @property
+    def place(self) -> Path:
+        """Its folder."""
+        return Path(self.folder)
 
 
 def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfig, folder: Path, console: Console) -> list[Round] | None:
@@ -51,10 +58,10 @@ def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfi
     than `settings.error`, after `settings.rounds`, or when the time is over. What is there is not made twice.
     """
     began = time.monotonic()
-    frames = folder / "teacher.extxyz"
-    if not frames.exists():
-        sample(structures, settings, frames, console)
-    data, place = [frames], folder / "student"
+    sampled = folder / "sampled.extxyz"
+    if not sampled.exists():
+        sample(structures, settings, sampled, console)
+    data, place = [_hold_out(sampled, folder)], folder / "student"
     rounds: list[Round] = []
     start: Path | None = None
     while True:
@@ -78,9 +85,20 @@ def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfi
         data, start, place = [*data, place / "frames.extxyz"], model, place / "student"
 
 
-def best_of(rounds: Sequence[Round]) -> Path:
-    """The model that erred least on its own trajectories."""
-    return Path(min(rounds, key=lambda found: found.forces).model)
+def _hold_out(sampled: Path, folder: Path) -> Path:
+    """The frames to learn; each twentieth goes into held_out.extxyz, which no fit ever sees."""
+    learned, held = folder / "frames.extxyz", folder / "held_out.extxyz"
+    if not learned.exists():
+        frames = list(read_extxyz(sampled))
+        for path, chosen in ((held, frames[EVERY - 1 :: EVERY]), (learned, [f for n, f in enumerate(frames) if n % EVERY != EVERY - 1])):
+            with whole_file(path) as aside:
+                write(aside, chosen, format="extxyz")
+    return learned
+
+
+def best_of(rounds: Sequence[Round]) -> Round:
+    """That whose student erred least on its own trajectories."""
+    return min(rounds, key=lambda found: found.forces)
 
 
 def _minutes_left(settings: DistillConfig, began: float) -> float:
@@ -104,7 +122,7 @@ def _look(
     aside = place / "labels.failed.extxyz"
     failed = sum(1 for _ in read_extxyz(aside)) if aside.exists() else 0
     rms = [1e3 * float(np.sqrt(np.mean(np.square(x)))) for x in (forces, energies)]
-    return Round(number, str(model), len(frames), rms[0], rms[1], failed, time.monotonic() - began)
+    return Round(number, str(model), str(place), len(frames), rms[0], rms[1], failed, time.monotonic() - began)
 
 
 def _own_frames(
