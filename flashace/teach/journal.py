@@ -10,6 +10,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -174,10 +175,8 @@ def _group(file: BinaryIO, path: Path, source: str | None) -> str | None:
             return None
         if first is None:
             first, left = found, int(found[1])
-        last = comment
-        for _ in range(int(number)):
-            last = file.readline()
-        if not last.endswith(b"\n"):
+        lines = [comment, *islice(file, int(number))]
+        if len(lines) != 1 + int(number) or not lines[-1].endswith(b"\n") or any(b"\0" in line for line in lines):
             return None
         if source is not None and _value(SOURCE, comment) != escape(source):
             raise FlashACEError(

@@ -16,7 +16,7 @@ from flashace.teach.task import Failure, Label
 from flashace.teach.teachers import Teacher
 from flashace.teach.workers import AHEAD, Cluster, Workers
 
-BAD = '''
+BAD = """
 import os, signal, sys, time
 from ase.calculators.emt import EMT
 
@@ -62,7 +62,7 @@ class Light(EMT):
     def calculate(self, *rest):
         super().calculate(*rest)
         self.results["energy"] = self.results["free_energy"] = float("torch" in sys.modules)
-'''
+"""
 
 
 @pytest.fixture
