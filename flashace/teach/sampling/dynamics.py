@@ -56,6 +56,8 @@ def _start(seed: Seed, rng: np.random.Generator, settings: SampleConfig) -> Atom
         if rng.random() < VACANT:
             atoms = with_vacancies(atoms, rng)
         atoms = moves.strained(atoms, rng.uniform(*VOLUMES), 0.01, rng)
+    elif seed.shape == "molecules":
+        atoms = moves.strained(atoms, rng.uniform(*VOLUMES), 0.01, rng, seed.bonds)
     elif seed.shape == "molecule" and rng.random() < STARTED:
         atoms = turned_seed(seed, rng) or atoms
     return moves.rattled(atoms, 0.02, rng)

@@ -25,18 +25,31 @@ def bent(atoms: Atoms, bonds: nx.Graph, size: float, rng: np.random.Generator) -
     return _moved(atoms, moves * (size / scale) if scale > 0 else moves)
 
 
-def strained(atoms: Atoms, volume: float, shear: float, rng: np.random.Generator) -> Atoms:
-    """Its cell, and the atoms in it, changed to `volume` times its volume and by a symmetric strain without trace of size `shear`.
+def strained(atoms: Atoms, volume: float, shear: float, rng: np.random.Generator, bonds: nx.Graph | None = None) -> Atoms:
+    """The cell, and the atoms in it, changed to `volume` times its volume and by a random shear of this size.
 
-    Only periodic lattice vectors without vacuum of a crystal should be strained: this strains all.
+    Where there are `bonds`, whole molecules move, and keep their shape.
     """
-    strain = rng.normal(scale=shear, size=(3, 3))
-    strain = (strain + strain.T) / 2
-    strain -= np.trace(strain) / 3 * np.eye(3)
-    deformed = np.eye(3) + strain
-    deformed *= (volume / np.linalg.det(deformed)) ** (1 / 3)
+    return deformed(atoms, random_strain(volume, shear, np.eye(3), rng), bonds)
+
+
+def random_strain(volume: float, shear: float, plane: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[3, 3] symmetric; acts only on the space that the rows of `plane` [D, 3], normal to each other, span. Its determinant is `volume`."""
+    size = len(plane)
+    strain = rng.normal(scale=shear, size=(size, size))
+    strain = np.eye(size) + (strain + strain.T) / 2
+    strain *= (volume / np.linalg.det(strain)) ** (1 / size)
+    return np.asarray(np.eye(3) + plane.T @ (strain - np.eye(size)) @ plane)
+
+
+def deformed(atoms: Atoms, strain: np.ndarray, bonds: nx.Graph | None = None) -> Atoms:
+    """Cell and atoms times `strain`; where there are `bonds`, only the centres of the molecules."""
     copy = atoms.copy()
-    copy.set_cell(atoms.cell.array @ deformed, scale_atoms=True)
+    copy.set_cell(atoms.cell.array @ strain)
+    copy.positions = atoms.positions @ strain
+    for molecule in map(list, nx.connected_components(bonds) if bonds is not None else []):
+        inside = atoms.positions[molecule] - atoms.positions[molecule].mean(axis=0)
+        copy.positions[molecule] += inside - inside @ strain
     return copy
 
 

@@ -23,6 +23,7 @@ class Seed:
     atoms: Atoms
     shape: Shape  # `molecules`: a liquid or a molecular crystal, no bond goes on for ever
     bonds: nx.Graph  # of the indices of the atoms; empty for crystals and slabs
+    dense: np.ndarray  # [3] whether it is periodic along a lattice vector, without a vacuum
 
 
 def look_at(atoms: Atoms) -> Seed:
@@ -33,14 +34,14 @@ def look_at(atoms: Atoms) -> Seed:
     bonds.add_nodes_from(range(len(atoms)))
     bonds.add_edges_from(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))
     offsets = _offsets(bonds, pairs)
-    dense = int((atoms.pbc & ~_has_vacuum(atoms)).sum())
+    dense = atoms.pbc & ~_has_vacuum(atoms)
     bare = nx.create_empty_copy(bonds)
-    if 0 < dense < 3:
-        return Seed(atoms, "slab", bare)
-    if offsets is None or (dense == 3 and not bonds.edges):
-        return Seed(atoms, "crystal", bare)
+    if dense.any() and not dense.all():
+        return Seed(atoms, "slab", bare, dense)
+    if offsets is None or (dense.all() and not bonds.edges):
+        return Seed(atoms, "crystal", bare, dense)
     atoms.positions += offsets @ atoms.cell.array
-    return Seed(atoms, "molecules" if dense else "molecule", bonds)
+    return Seed(atoms, "molecules" if dense.all() else "molecule", bonds, dense)
 
 
 def bonded(atoms: Atoms) -> Pairs:

@@ -14,6 +14,8 @@ from flashace.teach.sampling.seed import Seed, clashes
 from flashace.teach.task import Task
 
 TRIES = 50
+OTHERS = 0.3  # of the other bonds are turned too
+ROTOR = 0.3  # how often a methyl group and its like is drawn, for each time that another bond is
 SIZE = 0.03  # Å, of the displacements that come with a turn
 LINEAR = 0.3  # Å: atoms that are all closer to the axis are not changed by a turn
 RELAXED = 0.6  # part of the frames that come from relaxations
@@ -40,12 +42,18 @@ def torsion(seeds: Sequence[Seed], num: int, rng: np.random.Generator, settings:
 
 
 def turned_seed(seed: Seed, rng: np.random.Generator) -> Atoms | None:
-    """One bond or several turned by any angle, and all atoms displaced a little; None where there is no bond, or no room."""
+    """A bond, and each of the others perhaps, turned by any angle, and all atoms displaced a little; None where no bond can be turned.
+
+    Which bond it is, is drawn before it is known whether there is room: else bonds in crowded places would hardly ever be turned.
+    """
     bonds = turnable(seed)
-    for _ in range(TRIES if bonds else 0):
+    if not bonds:
+        return None
+    weights = np.array([ROTOR if _is_rotor(seed, a, b) or _is_rotor(seed, b, a) else 1.0 for a, b, _ in bonds])
+    first = rng.choice(len(bonds), p=weights / weights.sum())
+    for _ in range(TRIES):
         atoms = seed.atoms
-        number = min(int(rng.geometric(0.5)), len(bonds))
-        for n in rng.choice(len(bonds), number, replace=False):
+        for n in np.flatnonzero((np.arange(len(bonds)) == first) | (rng.random(len(bonds)) < OTHERS)):
             atoms = moves.turned(atoms, *bonds[n], angle=rng.uniform(0, 360))
         atoms = moves.rattled(atoms, SIZE, rng)
         if not clashes(atoms, seed.bonds):
@@ -68,6 +76,13 @@ def side_of(bonds: nx.Graph, a: int, b: int) -> list[int]:
     """The atoms that stay with `b` when its bond to `a`, which is in no ring, is cut."""
     cut = nx.restricted_view(bonds, [], [(a, b)])
     return sorted(nx.node_connected_component(cut, b))
+
+
+def _is_rotor(seed: Seed, a: int, b: int) -> bool:
+    """Whether `b` has nothing but `a` and two or three atoms of one element, such as CH3, NH2 and CF3: half a turn shows all."""
+    others = [n for n in seed.bonds[b] if n != a]
+    alike = len({seed.atoms.numbers[n] for n in others}) == 1
+    return len(others) > 1 and alike and all(seed.bonds.degree[n] == 1 for n in others)
 
 
 def _off_axis(atoms: Atoms, a: int, b: int, side: list[int]) -> bool:
