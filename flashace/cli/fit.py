@@ -126,7 +126,7 @@ def _configuration(path: str | None, flags: dict[str, Any], resume: str | None) 
 
 def _check_paths(config: str, options: "TrainConfig", flags: Sequence[str], resume: str | None) -> None:
     """Raises FlashACEError for what the file of options names and is not there: the path alone would not say who named it."""
-    named: dict[str, tuple[str | None, ...]] = {"data": options.data, "valid": options.valid}
+    named: dict[str, tuple[str | None, ...]] = {"data": options.data, "valid": options.valid, "replay": options.replay}
     if resume is None:  # the checkpoint has what these give
         named |= {"isolated_atoms": (options.isolated_atoms,), "resume_from": (options.resume_from,), "pretrained": (options.pretrained,)}
     for option, paths in named.items():

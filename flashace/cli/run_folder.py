@@ -45,7 +45,7 @@ def spare_inputs(folder: Path, options: "TrainConfig", config: str | None) -> No
     """Raises FlashACEError where the run folder would lose what the fit reads."""
     from flashace.train.run_folder import LEFT_BY_A_FIT
 
-    read = [config, *options.data, *options.valid, options.isolated_atoms, options.resume_from, options.pretrained]
+    read = [config, *options.data, *options.valid, *options.replay, options.isolated_atoms, options.resume_from, options.pretrained]
     for path in filter(None, read):
         if any(same_file(folder / name, file) for name in ("config.yaml", *LEFT_BY_A_FIT) for file in files_read(Path(path))):
             raise FlashACEError(f"{folder}: expected a run folder in which {path}, which the fit reads, is not overwritten; name another")

@@ -11,13 +11,14 @@ from rich.console import Console
 
 from flashace.data.frames import Labelled, content_hash
 from flashace.data.graphs import build_graphs, fresh_graphs
-from flashace.data.lazy import MadeOnDemand, sample
+from flashace.data.lazy import MadeOnDemand, chained, sample, take
 from flashace.structure.graph import Graph
 from flashace.train.augment import random_rotation, rotate
 from flashace.train.config import TrainConfig
 from flashace.train.log import progress_bar
 from flashace.train.loss import Batch, make_item
 from flashace.train.ranks import Ranks, shares
+from flashace.train.replay import drawn_in_an_epoch
 
 
 class FrameSet(NamedTuple):
@@ -29,6 +30,14 @@ class FrameSet(NamedTuple):
     def sample(self, most: int) -> "FrameSet":
         """All of them, or `most`, evenly drawn."""
         return FrameSet(sample(self.frames, most), sample(self.graphs, most))
+
+    def and_then(self, others: "FrameSet") -> "FrameSet":
+        """These, and the others after them."""
+        return FrameSet(chained(self.frames, others.frames), chained(self.graphs, others.graphs))
+
+    def only(self, indices: Sequence[int]) -> "FrameSet":
+        """Those of them."""
+        return FrameSet(take(self.frames, np.array(indices)), take(self.graphs, np.array(indices)))
 
 
 def with_graphs(sets: Sequence[Sequence[Labelled]], r_max: float, keep: bool, ranks: Ranks, console: Console) -> list[FrameSet]:
@@ -45,14 +54,17 @@ def with_graphs(sets: Sequence[Sequence[Labelled]], r_max: float, keep: bool, ra
 
 
 class Batches:
-    """The training frames, step by step. What a step meets depends on seed and epoch alone, so that a resumed fit meets the same."""
+    """The training frames, and of the `replay` some, step by step. What a step meets depends on seed and epoch alone, so that a resumed
+    fit meets the same."""
 
-    def __init__(self, train: FrameSet, config: TrainConfig, dtype: torch.dtype, ranks: Ranks) -> None:
-        self.train, self.config, self.ranks = train, config, ranks
-        items = MadeOnDemand(lambda i: make_item(train.graphs[i], train.frames[i], dtype), len(train.frames))
+    def __init__(self, train: FrameSet, config: TrainConfig, dtype: torch.dtype, ranks: Ranks, replay: FrameSet | None = None) -> None:
+        self.train, self.replay, self.config, self.ranks = train, replay or FrameSet([], []), config, ranks
+        self.both = both = train.and_then(self.replay) if self.replay.frames else train
+        self.drawn = drawn_in_an_epoch(config, len(train.frames))  # of the replay, in an epoch
+        items = MadeOnDemand(lambda i: make_item(both.graphs[i], both.frames[i], dtype), len(both.frames))
         self.items: Sequence[Batch] = list(items) if config.precompute_neighbors else items
         self.size = int(config.batch_size or 1) * config.grad_accum_steps  # frames of a step
-        self.per_epoch = math.ceil(len(self.items) / self.size)
+        self.per_epoch = math.ceil((len(train.frames) + self.drawn) / self.size)
 
     @cached_property
     def content_hash(self) -> str:
@@ -60,8 +72,11 @@ class Batches:
         return content_hash(self.train.frames)
 
     def of_epoch(self, epoch: int) -> list[list[int]]:
-        """The frames of each step."""
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.items)).tolist()
+        """The frames of each step, those of the replay counted after the others."""
+        new, purpose = np.arange(len(self.train.frames)), 3  # keeps these numbers apart from the others that are drawn for this epoch
+        old = np.random.default_rng([self.config.seed, epoch, purpose]).permutation(len(self.replay.frames))
+        frames = np.concatenate([new, len(new) + np.resize(old, self.drawn)]).astype(int)
+        order = frames[np.random.default_rng([self.config.seed, epoch]).permutation(len(frames))].tolist()
         return [order[i : i + self.size] for i in range(0, len(order), self.size)]
 
     def own(self, indices: Sequence[int], epoch: int) -> list[Batch]:
@@ -78,6 +93,7 @@ class Batches:
         t = self.config
         return {
             "training frames": self.content_hash,
+            **({"replay": content_hash(self.replay.frames)} if self.replay.frames else {}),
             "batch_size": t.batch_size,
             "grad_accum_steps": t.grad_accum_steps,
             "seed": t.seed,
@@ -87,6 +103,6 @@ class Batches:
         """About as many neighbour pairs (or atoms, without lists) as every other rank has."""
         if self.ranks.size == 1:
             return indices
-        precomputed, (frames, graphs) = self.config.precompute_neighbors, self.train
+        precomputed, (frames, graphs) = self.config.precompute_neighbors, self.both
         sizes = [len(graphs[i].edge_vec) if precomputed else len(frames[i].atoms) for i in indices]
         return [indices[i] for i in shares(sizes, self.ranks.size)[self.ranks.rank]]

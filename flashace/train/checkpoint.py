@@ -133,6 +133,7 @@ class State(_Part):
     optimizers: dict[str, dict[Count, dict[str, Tensor]]]
     scaler: dict[str, float]
     schedule: _Schedule
+    replay: dict[str, dict[str, FiniteFloat]] = Field(default_factory=dict)  # `Shifts` of replay.py
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ class Outcome:
 
     train: FrameSet  # as many as the closing table looks at
     valid: FrameSet
-    predictions: dict[str, list[dict[str, Any]]]  # of "train" and "validation", where these have frames
+    replay: dict[str, FrameSet]  # held-out frames of each old source, by the name of their rows
+    predictions: dict[str, list[dict[str, Any]]]  # of "train", "validation" and those of `replay`, where these have frames
     weights: str  # which were chosen, and why
     offset: float  # eV/atom; it was taken out
     steps: int
@@ -37,14 +38,14 @@ class Outcome:
 
 def close(prepared: Prepared, model: AttentionACE, outcome: Outcome, folder: Path, log: Log) -> None:
     """Leave model.pt and the pictures in `folder`, and the closing table in the log."""
-    frames = {"train": outcome.train.frames, "validation": outcome.valid.frames}
-    predicted = {name: (frames[name], predictions) for name, predictions in outcome.predictions.items()}
+    sets = {"train": outcome.train, "validation": outcome.valid, **outcome.replay}
+    predicted = {name: (sets[name].frames, predictions) for name, predictions in outcome.predictions.items()}
     rows = {name: error_rows(*each) for name, each in predicted.items()}
     sanity = sanity_of_fit(model, outcome.train.frames)
     _add_uncertainty(prepared, model, outcome, log)
     save_model(folder / "model.pt", model, _provenance(prepared, outcome, rows, sanity))
     report.learning_curve(folder / "metrics.csv", folder / "learning_curve.png")
-    report.parity(predicted, folder / "parity.png")
+    report.parity({name: each for name, each in predicted.items() if name not in outcome.replay}, folder / "parity.png")
     _tell(prepared, model, outcome, rows, log)
     log.say(in_a_sentence(sanity))
 
@@ -61,6 +62,7 @@ def _provenance(prepared: Prepared, outcome: Outcome, rows: dict[str, Any], sani
     t = prepared.config.train
     return {
         "training_data": {"files": list(t.data), "frames": len(prepared.train), "sha256": outcome.data_hash},
+        **({"replay": {"files": list(t.replay), "frames": len(prepared.replay.train)}} if t.replay else {}),
         "reference_energies": prepared.references.origin,
         "check": "off" if prepared.looked is None else prepared.looked.words(),
         "errors": rows,

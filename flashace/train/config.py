@@ -116,6 +116,8 @@ class TrainConfig:
         None,
         description="model file, run folder or checkpoint to finish on this data: its weights and shape, with E0 and elements of the data",
     )
+    replay: tuple[str, ...] = Field((), description="with pretrained: files of old data to mix in, each source with its own zero of energy")
+    replay_fraction: float = Field(0.5, gt=0, lt=1, description="part of the frames of an epoch that is old data, drawn anew in each")
     tensorboard: bool = Field(False, description="write the columns of metrics.csv for TensorBoard too")
 
     @property
@@ -162,7 +164,7 @@ def make_config(options: Mapping[str, Any]) -> FitConfig:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
             raise FlashACEError(f"unknown key `{name}`{hint}")
-    options = {n: [v] if n in ("data", "valid") and isinstance(v, str) else v for n, v in options.items()}
+    options = {n: [v] if n in ("data", "valid", "replay") and isinstance(v, str) else v for n, v in options.items()}
     if options.get("resume_from") is not None and not options.get("resume_load_scheduler"):
         options = FROM_WEIGHTS | options
     if options.get("pretrained") is not None:
@@ -172,6 +174,10 @@ def make_config(options: Mapping[str, Any]) -> FitConfig:
                 "those of the model; leave one out"
             )
         options = PRETRAINED | options
+    elif options.get("replay"):
+        raise FlashACEError(
+            "`replay` mixes old data into the fit of a model that knew it: name the model with `pretrained`, or leave it out"
+        )
     try:
         train = TrainConfig(**{name: value for name, value in options.items() if name not in model_names})
         sizes = SIZES[train.size] | {name: value for name, value in options.items() if name in model_names}

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Entry:
     weights: Sequence[float]  # of the loss terms, now
     training: Means  # of the steps since the last one
     errors: Row  # on validation frames: a row of `ErrorTable`
+    replay: Row = field(default_factory=dict)  # the same on old frames, where there are any
 
     def row(self, labels: LabelSummary, units: LossUnits) -> Row:
         """The columns of metrics.csv, errors in meV."""
@@ -42,14 +43,23 @@ class Entry:
                 f"train_{label}_rmse": 1e3 * units[label] * square**0.5 if labels.counts[label].used else None
                 for label, square in zip(LABELS, self.training.squares, strict=True)
             },
-            **{f"valid_{name}": value for name, value in self.errors.items() if name not in ("config_type", "frames")},
+            **{
+                f"{part}_{name}": value
+                for part, errors in (("valid", self.errors), ("replay", self.replay))
+                for name, value in errors.items()
+                if name not in ("config_type", "frames")
+            },
         }
 
     def in_words(self, row: Row) -> str:
         """One line of text."""
-        known = {label: self.errors[f"{label}_rmse"] for label in UNITS if self.errors[f"{label}_rmse"] is not None}
-        errors = ", ".join(f"{label} {rmse:.3g} {UNITS[label]}" for label, rmse in known.items())
-        return f"epoch {row['epoch']:g}  loss {row['loss']:.3g}  validation: {errors}"
+        old = f"  replay: {_in_words(self.replay)}" if self.replay else ""
+        return f"epoch {row['epoch']:g}  loss {row['loss']:.3g}  validation: {_in_words(self.errors)}{old}"
+
+
+def _in_words(errors: Row) -> str:
+    known = {label: errors[f"{label}_rmse"] for label in UNITS if errors[f"{label}_rmse"] is not None}
+    return ", ".join(f"{label} {rmse:.3g} {UNITS[label]}" for label, rmse in known.items())
 
 
 class Log:

@@ -27,6 +27,7 @@ from flashace.train.optim.schedule import Schedule, loss_weights
 from flashace.train.optim.update import Update
 from flashace.train.prepare import Prepared
 from flashace.train.ranks import ALONE, LostRank, Ranks
+from flashace.train.replay import by_source
 from flashace.train.run_folder import RunFolder
 from flashace.train.session import Session
 from flashace.train.signals import GivenUp, stop_signals
@@ -48,11 +49,11 @@ class Trainer:
         t = prepared.config.train
         self.prepared, self.config, self.ranks = prepared, t, ranks
         self.folder = RunFolder(folder, folder / t.checkpoint_dir)
-        sets = prepared.train, prepared.valid
-        self.train, self.valid = with_graphs(sets, prepared.config.model.r_max, t.precompute_neighbors, ranks, console)
-        self.batches = Batches(self.train, t, prepared.dtype, ranks)
+        sets = prepared.train, prepared.valid, prepared.replay.train, prepared.replay.valid
+        self.train, self.valid, replay, self.replay = with_graphs(sets, prepared.config.model.r_max, t.precompute_neighbors, ranks, console)
+        self.batches = Batches(self.train, t, prepared.dtype, ranks, replay)
         self.log = Log(folder, console, tensorboard=t.tensorboard and ranks.first)
-        self.model = first_model(prepared, self.train.graphs, ranks)
+        self.model = first_model(prepared, self.batches.both.graphs, ranks)
         self.update = Update(self.model, t, prepared.device, prepared.amp_dtype)
         self.schedule = Schedule(t)
         self.step = TrainStep(self.model, prepared.units, t.compile, prepared.amp_dtype, t.linear_above)
@@ -60,7 +61,7 @@ class Trainer:
         self.micro_batches = MicroBatches(self.step, int(t.batch_size or 1), self.budget, prepared.device, self.log.say, ranks)
         self.validation = Validation(self.update.averaged, self.valid, loss_weights(1.0, t).tolist(), prepared.units, ranks)
         self.course = Course(self.batches.per_epoch)
-        self.clock = Clock(started, t, len(prepared.train), len(prepared.valid), ranks.size)
+        self.clock = Clock(started, t, len(prepared.train), len(prepared.valid) + len(prepared.replay.valid), ranks.size)
         self.reached, self.stopped = 0.0, False  # on which all ranks agree
         self.session = self._session()
         if prepared.start is not None:
@@ -156,7 +157,7 @@ class Trainer:
         if not finite and not self.update.scaler.is_enabled():
             raise FlashACEError(
                 f"the gradient of step {self.course.steps + 1} is not finite (loss terms {errors[0].tolist()}); lower --learning-rate, "
-                f"or look for broken frames among {[str(self.train.frames[i].origin) for i in indices]}"
+                f"or look for broken frames among {[str(self.batches.both.frames[i].origin) for i in indices]}"
             )
         self.update.move(self.schedule.learning_rate(progress), finite)
         if finite:
@@ -215,6 +216,7 @@ class Trainer:
     def validate(self) -> str:
         """Errors of the averaged weights on the validation frames: a row of metrics.csv, and one line of text."""
         errors = self.validation.errors()
+        replay = self.validation.errors_of(self.replay) if self.replay.frames else {}
         score = self.validation.score(errors) if self.prepared.valid else math.nan
         self.schedule.validated(score)
         better = self.validation.is_better(score)
@@ -229,6 +231,7 @@ class Trainer:
             weights=loss_weights(self.progress(), self.config).tolist(),
             training=training,
             errors=errors,
+            replay=replay,
         )
         row = entry.row(self.prepared.labels, self.prepared.units)
         self.log.add(row, steps)
@@ -248,7 +251,8 @@ class Trainer:
         delta = math.inf if self.config.linear_above is None else self.config.linear_above * self.prepared.units["energy"]  # eV/atom
         offset = remove_offset(model, *train, delta) if self.ranks.first else 0.0
         self.ranks.copy_first(list(model.parameters()))
-        sets = {"train": train, "validation": valid}
+        old = {f"replay: {source}": self.replay.only(indices) for source, indices in by_source(self.replay.frames).items()}
+        sets = {"train": train, "validation": valid, **old}
         predictions = {name: list(self.validation.predict(found.graphs)) for name, found in sets.items() if found.frames}
         self.ranks.leave()
         if self.ranks.first:
@@ -256,6 +260,7 @@ class Trainer:
             outcome = Outcome(
                 train=train,
                 valid=valid,
+                replay=old,
                 predictions=predictions,
                 weights=weights,
                 offset=offset,

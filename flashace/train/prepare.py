@@ -1,7 +1,7 @@
 """Configuration in; frames, graphs, an untrained model and every decision that a fit makes by itself out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from flashace.train.checkpoint import Start, checkpoints_in, read_start
 from flashace.train.config import FitConfig, TrainConfig, load_config
 from flashace.train.pretrained import start_for, take_shape, weights_of_end
 from flashace.train.references import reference_energies
+from flashace.train.replay import Replay, drawn_in_an_epoch, read_replay
 from flashace.train.sparse import STRETCHED, least_distances
 
 TYPICAL_STEPS = 40_000  # of a fit whose length is not given
@@ -45,6 +46,7 @@ class Prepared:
     dtype: torch.dtype
     start: Start | None = None
     looked: Looked | None = None  # at the labels
+    replay: Replay = field(default_factory=Replay)
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -73,6 +75,7 @@ class Prepared:
             *([] if self.looked is None else [("check", self.looked.words())]),
             ("elements", ", ".join(self.references.values)),
             ("split", f"{len(self.train)} training and {len(self.valid)} validation frames ({share})"),
+            *([("replay", self.replay.in_words(drawn_in_an_epoch(t, len(self.train))))] if self.replay.train else []),
             ("size", f"{min(atoms)} to {max(atoms)} atoms per frame"),
             ("reference energies", f"{energies} eV, {self.references.origin}{'' if self.references.free_atoms else '. ' + NO_FREE_ATOMS}"),
             *self._low_density_in_words(),
@@ -120,11 +123,13 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
     train, valid = _sets(data, t, resumed, tell)
     if start is not None and t.pretrained is not None and resumed is None:
         start, references = start_for(start, t, data.isolated, chained(train, valid))
+        replay = read_replay(t, start, chained(train, valid), None)
     else:
         if start is not None:
             config = replace(config, model=replace(config.model, bounded=config_of(start.model).bounded))  # or its weights mean nothing
             _check_start(start, config, statistics.elements_of(train))
         references = _references(t, data, chained(train, valid), start, resumed)
+        replay = Replay() if resumed is None else read_replay(t, resumed, [], (resumed.state or {}).get("replay", {}))
     return Prepared(
         config=FitConfig(config.model, _settled(t, train, valid)),
         labels=data.labels,
@@ -136,6 +141,7 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
         dtype=dtype,
         start=start,
         looked=data.looked,
+        replay=replay,
     )
 
 
@@ -195,7 +201,8 @@ def _settled(t: TrainConfig, train: Sequence[Labelled], valid: Sequence[Labelled
     batch_size = t.batch_size or max(min(round(TYPICAL_ATOMS / num_atoms), len(train) // 10, 32), 2)
     epochs = t.epochs
     if epochs is None and t.max_time is None:
-        epochs = min(max(round(TYPICAL_STEPS * batch_size * t.grad_accum_steps / len(train)), 10), 2000)
+        frames = len(train) + drawn_in_an_epoch(t, len(train))
+        epochs = min(max(round(TYPICAL_STEPS * batch_size * t.grad_accum_steps / frames), 10), 2000)
     return replace(
         t,
         batch_size=min(batch_size, len(train)),

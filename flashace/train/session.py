@@ -67,6 +67,7 @@ class Session:
         return {
             "model": describe(self.model),
             "reference_energies": self.prepared.references.origin,
+            "replay": self.prepared.replay.shifts,
             "weights": dict(self.model.named_parameters()),
             **self.update.state(),
             "schedule": {
@@ -139,9 +140,9 @@ class Session:
     def _check_order(self, path: Path, saved: dict[str, Any]) -> None:
         """Raises FlashACEError where the next step would meet other frames."""
         for name, value in self.batches.order().items():
-            if value != saved["order"][name]:
+            if value != saved["order"].get(name):
                 raise FlashACEError(
-                    f"{path}: {name}: {saved['order'][name]} there and {value} here, so this is not the interrupted fit; "
+                    f"{path}: {name}: {saved['order'].get(name)} there and {value} here, so this is not the interrupted fit; "
                     "use the same, or leave out resume_load_scheduler"
                 )
         if saved["position"] > self.course.per_epoch:

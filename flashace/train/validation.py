@@ -37,9 +37,13 @@ class Validation:
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def errors(self) -> dict[str, Any]:
-        """Of all frames together: the last row of `ErrorTable`, on every rank."""
-        predictions = self.predict(self.valid.graphs)
-        return self.ranks.from_first(error_rows(self.valid.frames, predictions)[-1] if self.ranks.first else {})
+        """`errors_of` the frames for validation."""
+        return self.errors_of(self.valid)
+
+    def errors_of(self, some: FrameSet) -> dict[str, Any]:
+        """Of all these frames together: the last row of `ErrorTable`, on every rank."""
+        predictions = self.predict(some.graphs)
+        return self.ranks.from_first(error_rows(some.frames, predictions)[-1] if self.ranks.first else {})
 
     def score(self, errors: dict[str, Any]) -> float:
         """The loss of the last stage, from root mean square errors in meV."""

@@ -156,6 +156,9 @@ FELT = {
     "resume_load_optimizer": felt(True, resumed, resume_from="before"),
     "resume_load_scheduler": felt(True, resumed, resume_from="before"),
     "use_checkpoint_energy_shift": felt(False, resumed, resume_from="before", data=["other.extxyz"]),
+    "pretrained": felt("before", resumed, data=["other.extxyz"]),
+    "replay": felt(["with_atoms.extxyz"], data=["other.extxyz"], pretrained="before"),
+    "replay_fraction": felt(0.2, data=["other.extxyz"], pretrained="before", replay=["with_atoms.extxyz"]),
     "tensorboard": felt(True),
     "r_max": felt(3.2),
     "l_max": felt(1),
@@ -210,7 +213,7 @@ def usual():
 
 def outcome(case, options):
     """What `case` sees; the message where the options are refused."""
-    if options.get("resume_from"):
+    if options.get("resume_from") or options.get("pretrained"):
         made(SMALLEST | {"epochs": 1}, folder="before").run()
         write_config(Path("before/config.yaml"), make_config(SMALLEST | {"epochs": 1}))
     try:

@@ -250,3 +250,125 @@ def test_a_run_folder_means_its_model(command, relabelled, model_file, tmp_path)
     assert command("two", data, pretrained="one", epochs=1).exit_code == 0
     assert command("three", data, pretrained="one/model.pt", epochs=1).exit_code == 0
     assert bits(tmp_path / "two") == bits(tmp_path / "three")
+
+
+# Old data mixed in
+
+
+@pytest.fixture
+def old_file(model, make_frames, tmp_path):
+    """Twenty frames with the labels of the model itself, but for another zero of energy than both others."""
+    frames = make_frames(20, seed=3)
+    for i, atoms in enumerate(frames):
+        atoms.numbers[:] = ((14, 6), (14, 14))[i % 2]
+        found = predict(model, build_graph(atoms, R_MAX), torch.float64)
+        energy = found.energy.item() + sum({"C": 7.0, "Si": -40.0}[symbol] for symbol in atoms.symbols)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=found.forces.detach().numpy())
+        atoms.info["source"] = "teacher"
+    write(tmp_path / "old.extxyz", frames)
+    return str(tmp_path / "old.extxyz")
+
+
+def test_old_energies_get_the_zero_of_the_new_ones(relabelled, finish, old_file):
+    """So the model, which had both right, has them right."""
+    started = finish(relabelled("new.extxyz"), replay=[old_file])
+    replay = started.prepared.replay
+    assert (len(replay.train), len(replay.valid)) == (18, 2)
+    for frame in replay.train:
+        assert energy(started.model, frame.atoms) == pytest.approx(frame.energy, abs=1e-6)
+    assert replay.shifts == {"teacher": {symbol: pytest.approx(SHIFT[symbol] - {"C": 7.0, "Si": -40.0}[symbol]) for symbol in SHIFT}}
+    assert "teacher: C +1027.5000, Si -7850.2500" in dict(started.prepared.decisions())["replay"]
+
+
+def test_old_energies_do_not_speak_against_those_of_isolated_atoms(model, relabelled, finish, old_file):
+    """What the network makes up for, the old energies have too."""
+    zero = {symbol: model.e0[symbol] + SHIFT[symbol] + 0.5 for symbol in SHIFT}
+    started = finish(relabelled("new.extxyz", isolated=zero), replay=[old_file])
+    errors = [(energy(started.model, frame.atoms) - frame.energy) / 2 for frame in started.prepared.replay.train]
+    assert abs(np.mean(errors)) < 0.02
+
+
+def test_each_epoch_has_its_own_old_frames(relabelled, finish, old_file):
+    batches = finish(relabelled("new.extxyz"), replay=[old_file], replay_fraction=0.5, batch_size=3).batches
+    num_new = len(batches.train.frames)
+    epochs = [[i for step in batches.of_epoch(epoch) for i in step] for epoch in range(2)]
+    for frames in epochs:
+        assert sorted(i for i in frames if i < num_new) == list(range(num_new))
+        assert len({i for i in frames if i >= num_new}) == num_new
+    assert {i for i in epochs[0] if i >= num_new} != {i for i in epochs[1] if i >= num_new}
+    assert batches.per_epoch == len(batches.of_epoch(0))
+    assert epochs[0] == [i for step in batches.of_epoch(0) for i in step]
+
+
+def test_more_old_frames_than_there_are_come_again(relabelled, finish, old_file):
+    batches = finish(relabelled("new.extxyz"), replay=[old_file], replay_fraction=0.8).batches
+    assert sum(map(len, batches.of_epoch(0))) == 5 * len(batches.train.frames)
+
+
+def test_units_and_scale_are_those_of_the_new_data(relabelled, finish, old_file):
+    data = relabelled("new.extxyz")
+    with_old, without = finish(data, replay=[old_file]), finish(data)
+    assert with_old.prepared.units == without.prepared.units
+    assert with_old.model.scale == without.model.scale
+
+
+def test_both_stand_in_the_log_and_in_the_table(command, relabelled, model_file, old_file, tmp_path):
+    result = command("run", relabelled("new.extxyz"), pretrained=str(model_file), replay=[old_file], epochs=2)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").open()))
+    assert all(float(row["replay_forces_rmse"]) > 0 and float(row["valid_forces_rmse"]) > 0 for row in rows)
+    words = " ".join(result.output.replace("│", " ").split())
+    assert "replay: energy" in words
+    assert "replay: teacher" in words
+    provenance = read_header(tmp_path / "run/model.pt")["provenance"]
+    assert provenance["errors"].keys() == {"train", "validation", "replay: teacher"}
+    assert provenance["replay"]["frames"] == 18
+
+
+def test_without_frames_for_validation_no_old_ones_are_kept_either(relabelled, finish, old_file):
+    replay = finish(relabelled("new.extxyz"), replay=[old_file], valid_fraction=0).prepared.replay
+    assert (len(replay.train), len(replay.valid)) == (20, 0)
+
+
+@pytest.mark.usefixtures("signals_as_usual")
+def test_with_old_data_stopped_and_resumed_is_bit_equal(command, flashace, relabelled, model_file, old_file, tmp_path, monkeypatch):
+    data = relabelled("new.extxyz")
+    options = {"pretrained": str(model_file), "replay": [old_file]}
+    assert command("whole", data, **options).exit_code == 0
+    with monkeypatch.context() as patch:
+        stopped(patch, 5)
+        assert command("parts", data, **options).exit_code == 130
+    model_file.unlink()
+    resumed = flashace("fit", "--resume", "parts")
+    assert resumed.exit_code == 0, resumed.output
+    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
+
+
+def test_old_data_is_held_better_with_it(model, make_frames, tmp_path, finish, old_file):
+    """New labels with forces twice as large, for one composition: the old ones of the other are forgotten, or not."""
+    frames = make_frames(10, seed=5)
+    for atoms in frames:
+        atoms.numbers[:] = 14
+        found = predict(model, build_graph(atoms, R_MAX), torch.float64)
+        atoms.calc = SinglePointCalculator(atoms, energy=2 * found.energy.item(), forces=2 * found.forces.detach().numpy())
+    write(tmp_path / "new.extxyz", frames)
+    rows = []
+    for options in ({"replay_fraction": 0.02}, {"replay_fraction": 0.6}):
+        started = finish(str(tmp_path / "new.extxyz"), replay=[old_file], epochs=15, optimizer="adamw", learning_rate=0.01, **options)
+        started.run()
+        rows.append(started.log.rows[-1])
+    forgot, held = rows
+    assert held["replay_forces_rmse"] < 0.8 * forgot["replay_forces_rmse"]
+
+
+def test_old_data_without_a_model_that_knew_it_is_refused(old_file):
+    with pytest.raises(FlashACEError, match="name the model with `pretrained`"):
+        make_config({"replay": [old_file]})
+
+
+def test_old_elements_that_nobody_knows_are_refused(relabelled, finish, make_frames, tmp_path):
+    frames = make_frames(2)
+    frames[0].numbers[0] = 32
+    write(tmp_path / "ge.extxyz", frames)
+    with pytest.raises(FlashACEError, match="got Ge too; leave out the frames with them"):
+        finish(relabelled("new.extxyz"), replay=[str(tmp_path / "ge.extxyz")])
