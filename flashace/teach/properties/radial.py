@@ -10,8 +10,8 @@ from ase.md.velocitydistribution import thermalize_momenta
 from flashace.teach.locality import heights_of, repeat_to
 from flashace.teach.properties.property import DoesNotApply, Measured, Panel, Subject, is_crystal, is_molecule
 
-SETTLE, STEPS, APART = 200, 400, 5  # steps of the run before and while distances are taken, every fifth step
-BOX, MOST_ATOMS = 4.0, 120  # Å, half of the heights of the supercell; and atoms of it
+SETTLE, STEPS, APART = 150, 300, 5  # steps of the run before and while distances are taken, every fifth step
+BOX, MOST_ATOMS = 4.0, 64  # Å, half of the heights of the supercell; and atoms of it
 FARTHEST, WIDTH = 6.0, 0.1  # Å
 
 
