@@ -72,6 +72,7 @@ def _plan(
 ) -> "tuple[Prepared, Path] | None":
     """What is fitted, and the run folder, locked; shows the decisions. None for a dry run."""
     from flashace.evaluate import report
+    from flashace.train.config import write_config
     from flashace.train.lock import locked
     from flashace.train.prepare import prepare
 
@@ -101,6 +102,7 @@ def _plan(
     if settings is not None:
         start = teach(prepared, options, settings, folder, asked.started, overwrite and resume is None)
         prepared = prepare(_configuration(config, flags | start, resume)[1], None if resume is None else folder, _say)
+        write_config(folder / "config.yaml", prepared.config)  # which a fit that goes on leaves as it is
     return prepared, folder
 
 

@@ -18,11 +18,11 @@ from flashace.errors import FlashACEError
 def sample(seeds: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any) -> None:
     """Explore around the structures of SEEDS and label what is found. A run that was ended goes on when it is typed again."""
     from flashace.data.files import structures
-    from flashace.teach.config import sample_config
+    from flashace.teach.config import SampleConfig, sample_config
     from flashace.teach.sample import decisions, plan
     from flashace.teach.sample import sample as run_sample
 
-    config = sample_config(flags)
+    config: SampleConfig = sample_config(flags)
     if config.output is None and not dry_run:
         raise FlashACEError("--output: expected a file for the frames, got none; name one, such as -o sampled.extxyz")
     check_output("--output", config.output, *seeds)

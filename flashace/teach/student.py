@@ -68,6 +68,7 @@ def _options(data: Sequence[Path], like: FitConfig, num_frames: int, minutes: fl
         checkpoint_interval=1,
         resume_from=None,
         pretrained=None if start is None else str(start),
+        replay=(),
         use_checkpoint_energy_shift=True,
         early_stopping=None,
     )

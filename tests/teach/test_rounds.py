@@ -1,0 +1,188 @@
+"""`flashace distill` and `flashace fit --teacher`: from a seed to a checked model, with EMT as teacher and a student that learns little."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+
+from flashace import FlashACE
+from flashace.potential.model_file import read_header
+from flashace.teach import student
+
+TINY = ("--size", "small", "--hidden-dim", 16, "--num-channels", 4, "--correlation", 2, "--r-max", 4.0, "--compile", "false")
+FEW = ("--teacher", "emt", "-n", 40, "--max-atoms", 8)
+
+
+@pytest.fixture(autouse=True)
+def _short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(student, "FEWEST_EPOCHS", 2)
+    monkeypatch.setattr(student, "PASSES", 80)
+
+
+@pytest.fixture
+def seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("cu.xyz", bulk("Cu", cubic=True))
+    return "cu.xyz"
+
+
+@pytest.mark.slow
+def test_a_seed_becomes_a_model_with_a_certificate(flashace, seed):
+    asked = ("--rounds", 1, "--round-frames", 40, "--error", 1e4, "--bound", "laws=0", "--output", "run")
+    result = flashace("distill", seed, *FEW, *TINY, *asked)
+    assert result.exit_code == 1, result.output  # a model of two epochs breaks a law, and that was asked for
+    for part in ("floor of emt", "Labelled", "round 0: on", "Certificate", "LGPL", "NOT HELD", "run/model.pt", "not hold"):
+        assert part in result.output, part
+    (found,) = rounds_of("run")
+    assert found["number"] == "0"  # 10 eV/Å is soon reached
+    sampled, learned, held = (read(f"run/{name}.extxyz", ":") for name in ("sampled", "frames", "held_out"))
+    assert len(learned) + len(held) == len(sampled)
+    assert not keys(learned) & keys(held)
+    certificate = read_header("run/model.pt")["provenance"]["certificate"]
+    assert certificate["teacher"] == "emt"
+    assert "Certificate" in flashace("info", "run/model.pt").output
+    assert np.isfinite(FlashACE("run").get_potential_energy(bulk("Cu")))
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_made_twice(flashace, seed):
+    asked = ("--rounds", 1, "--round-frames", 40, "--error", 1e-3, "--output", "run")
+    assert flashace("distill", seed, *FEW, *TINY, *asked).exit_code == 1
+    files = list(Path("run").rglob("*.extxyz")) + list(Path("run").rglob("student/model.pt"))
+    assert len([path for path in files if path.name == "model.pt"]) == 2  # of the samples, and of a round
+    before = {path: path.stat().st_mtime_ns for path in files}
+    rounds = rounds_of("run")
+    assert [row["number"] for row in rounds] == ["0", "1"]
+    result = flashace("distill", "--resume", "run")
+    assert result.exit_code == 1, result.output
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert rounds_of("run") == rounds
+    own, labels = ([frame.info["task"] for frame in read(f"run/round-1/{name}.extxyz", ":")] for name in ("own", "labels"))
+    assert len(set(labels)) == len(labels)
+    assert len(own) == 40
+    held, learned = (keys(read(f"run/round-1/{name}.extxyz", ":")) for name in ("held_out", "frames"))
+    assert held
+    assert learned
+    assert not held & learned
+
+
+def test_a_run_folder_in_use_is_refused(flashace, seed):
+    Path("run").mkdir()
+    Path("run/notes.txt").write_text("mine")
+    result = flashace("distill", seed, *FEW, "--output", "run", "--overwrite")
+    assert result.exit_code == 1
+    assert "expected an empty run folder" in result.output
+    assert Path("run/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("cu.xyz",), "--teacher: expected the name of a teacher"),
+        (("--teacher", "emt"), "SEEDS: expected a file"),
+        (("cu.xyz", "--teacher", "gold"), "teacher: expected emt, tblite"),
+        (("cu.xyz", "--teacher", "emt", "--bound", "laws"), "--bound: expected name=number"),
+        (("cu.xyz", "--teacher", "emt", "--bound", "charm=1"), "got 'charm'"),
+        (("--resume", ".", "--teacher", "emt"), "--resume: expected nothing beside it"),
+        (("--resume", "."), "found no distill.yaml"),
+    ],
+)
+def test_distill_says_what_it_lacks(flashace, seed, arguments, said):
+    result = flashace("distill", *arguments)
+    assert result.exit_code == 1
+    assert said in result.output
+
+
+# fit --teacher
+
+
+@pytest.fixture
+def data(seed):
+    """Frames of another method: forces and energies of EMT, a tenth larger, with a zero of energy of their own."""
+    random, frames = np.random.default_rng(0), []
+    for n in range(12):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions += random.normal(scale=0.1, size=atoms.positions.shape)
+        atoms.calc = EMT()
+        energy, forces, stress = 1.1 * atoms.get_potential_energy() - 400.0, 1.1 * atoms.get_forces(), 1.1 * atoms.get_stress()
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces, stress=stress)
+        atoms.info["config_type"] = "cold" if n % 2 else "warm"
+        frames.append(atoms)
+    write("data.xyz", frames)
+    return "data.xyz"
+
+
+def test_a_fit_starts_from_what_a_teacher_has_taught(flashace, data):
+    result = flashace("fit", data, *FEW, *TINY, "--epochs", 2, "--output", "run")
+    assert result.exit_code == 0, result.output
+    for part in ("Teachers on your frames", "cold", "warm", "floor of emt", "Labelled", "run folder run/teacher/student", "run folder run"):
+        assert part in result.output, part
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["pretrained"] == "run/teacher/student/model.pt"
+    assert config["epochs"] == 2
+    training = [atoms.positions for atoms in read(data, ":")]
+    seeds = [frame for frame in read("run/teacher/frames.extxyz", ":") if frame.info["config_type"] == "seed"]
+    assert seeds
+    assert all(any(np.allclose(frame.positions, positions, atol=1e-6) for positions in training) for frame in seeds)
+    assert read_header("run/model.pt")["atomic_energies"] != read_header("run/teacher/student/model.pt")["atomic_energies"]
+
+
+def test_an_interrupted_lesson_goes_on(flashace, data, monkeypatch):
+    asked = ("fit", data, *FEW, *TINY, "--output", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("flashace.teach.before_fit.learn", lambda *arguments, **options: None)  # as after Ctrl-C
+        result = flashace(*asked)
+    assert result.exit_code == 130
+    assert "flashace fit --resume run" in result.output
+    labels = Path("run/teacher/frames.extxyz").stat().st_mtime_ns
+    result = flashace("fit", "--resume", "run")
+    assert result.exit_code == 0, result.output
+    assert Path("run/teacher/frames.extxyz").stat().st_mtime_ns == labels
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["pretrained"] == "run/teacher/student/model.pt"
+    assert config["epochs"] == student.epochs_for(11)  # none was given
+    assert Path("run/model.pt").is_file()
+
+
+def test_validation_frames_are_no_seeds(flashace, data):
+    frames = read(data, ":")
+    for frame in frames[-3:]:
+        frame.set_cell(frame.cell * 1.02, scale_atoms=True)
+    write("valid.xyz", frames[-3:])
+    write("train.xyz", frames[:-3])
+    result = flashace("fit", "train.xyz", "--valid", "valid.xyz", *FEW, *TINY, "--epochs", 1, "--check", "off", "--output", "run")
+    assert result.exit_code == 0, result.output
+    seeds = [frame for frame in read("run/teacher/frames.extxyz", ":") if frame.info["config_type"] == "seed"]
+    lengths = {round(float(frame.cell.lengths()[0]), 3) for frame in seeds}
+    assert lengths == {3.61}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-n", 5), "--num: expected --teacher beside it"),
+        (("--teacher", "emt", "--pretrained", "m.pt"), "m.pt"),
+        (("--teacher", "emt", "--teacher", "tblite", "--teacher-arg", "a=1"), "teacher_arg: expected one teacher"),
+    ],
+)
+def test_fit_says_what_contradicts_a_teacher(flashace, data, arguments, said):
+    result = flashace("fit", data, *TINY, *arguments)
+    assert result.exit_code == 1
+    assert said in result.output
+    assert not Path("runs").exists()
+
+
+def keys(frames):
+    return {(frame.info["task"], frame.positions.tobytes()) for frame in frames}
+
+
+def rounds_of(folder):
+    """Rows of rounds.csv, without the time that they took."""
+    with Path(folder, "rounds.csv").open() as file:
+        return [dict(row, seconds="") for row in csv.DictReader(file)]
