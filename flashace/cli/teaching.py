@@ -78,7 +78,7 @@ def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", 
         console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
         raise SystemExit(130)
     given = options.train.epochs is not None or options.train.max_time is not None
-    return {"pretrained": str(model)} | ({} if given else {"epochs": epochs_for(len(prepared.train))})
+    return {"pretrained": str(model)} | ({} if given else {"epochs": epochs_for(sum(len(frame.atoms) for frame in prepared.train))})
 
 
 def best_of(

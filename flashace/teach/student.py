@@ -13,7 +13,7 @@ from flashace.train.config import FitConfig
 from flashace.train.loop import fit
 from flashace.train.prepare import prepare
 
-PASSES = 48_000  # frames that a student looks at where no time is given: 16 epochs of 3,000 frames
+ATOMS = 720_000  # that a fit looks at where no time is given: 16 epochs of 3,000 small molecules, or 28 of 400 cells of silicon
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 200
 VALID = 0.05  # of a teacher's frames, which are many
 
@@ -35,18 +35,18 @@ def learn(
     if model.exists():
         return model
     goes_on = bool(checkpoints_in(folder / "checkpoints"))
-    num_frames = sum(1 for path in data for _ in read_extxyz(path))
-    prepared = prepare(_options(data, like, num_frames, minutes, start), folder if goes_on else None, console.print)
+    num_atoms = sum(len(atoms) for path in data for atoms in read_extxyz(path))
+    prepared = prepare(_options(data, like, num_atoms, minutes, start), folder if goes_on else None, console.print)
     ended = fit(prepared, folder, console, resume=goes_on, overwrite=not goes_on, started=Clock.now())
     return model if ended else None
 
 
-def epochs_for(num_frames: int) -> int:
-    """The length of a fit whose length is not given: a student's, and one that starts from a student."""
-    return min(max(round(PASSES / num_frames), FEWEST_EPOCHS), MOST_EPOCHS)
+def epochs_for(num_atoms: int) -> int:
+    """The length of a fit to so many atoms whose length is not given: a student's, and one that starts from a student."""
+    return min(max(round(ATOMS / num_atoms), FEWEST_EPOCHS), MOST_EPOCHS)
 
 
-def _options(data: Sequence[Path], like: FitConfig, num_frames: int, minutes: float | None, start: Path | None) -> FitConfig:
+def _options(data: Sequence[Path], like: FitConfig, num_atoms: int, minutes: float | None, start: Path | None) -> FitConfig:
     train = replace(
         like.train,
         data=tuple(map(str, data)),
@@ -61,7 +61,7 @@ def _options(data: Sequence[Path], like: FitConfig, num_frames: int, minutes: fl
         stress_key=None,
         check="off",  # what a teacher has said is not to be doubted: its floor was measured
         output=None,
-        epochs=epochs_for(num_frames) if minutes is None else None,
+        epochs=epochs_for(num_atoms) if minutes is None else None,
         max_time=minutes,
         batch_size=None,
         checkpoint_dir="checkpoints",

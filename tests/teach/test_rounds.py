@@ -22,7 +22,7 @@ FEW = ("--teacher", "emt", "-n", 40, "--max-atoms", 8)
 @pytest.fixture(autouse=True)
 def _short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(student, "FEWEST_EPOCHS", 2)
-    monkeypatch.setattr(student, "PASSES", 80)
+    monkeypatch.setattr(student, "ATOMS", 400)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_an_interrupted_lesson_goes_on(flashace, data, monkeypatch):
     assert Path("run/teacher/frames.extxyz").stat().st_mtime_ns == labels
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     assert config["pretrained"] == "run/teacher/student/model.pt"
-    assert config["epochs"] == student.epochs_for(11)  # none was given
+    assert config["epochs"] == student.epochs_for(44)  # none was given
     assert Path("run/model.pt").is_file()
 
 
