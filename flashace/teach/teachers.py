@@ -103,13 +103,16 @@ class Teacher:
     def calculator(self) -> Calculator:
         """A new one. Raises FlashACEError where its package or its file is missing, and for arguments that it does not take."""
         kind, _, rest = self.name.partition(":")
+        factory, model, own = self.name, "-", tuple[str, ...]()
         if self.known is not None:
             given = {argument.partition("=")[0] for argument in self.arguments}
-            own = [argument for argument in self.known.arguments if argument.partition("=")[0] not in given]
-            return calculator_factory(self.known.factory, "-", arguments=(*own, *self.arguments))[0]("float64")
-        if kind == "flashace":
-            return calculator_factory("flashace.calculator:FlashACE", rest, arguments=self.arguments)[0]("float64")
-        return calculator_factory(self.name, "-", arguments=self.arguments)[0]("float64")
+            factory, own = self.known.factory, tuple(a for a in self.known.arguments if a.partition("=")[0] not in given)
+        elif kind == "flashace":
+            factory, model = "flashace.calculator:FlashACE", rest
+        try:
+            return calculator_factory(factory, model, arguments=(*own, *self.arguments))[0]("float64")
+        except FlashACEError as error:  # it speaks to those who type `verify`
+            raise FlashACEError(f"teacher {self.source}: {error}".replace("--arg ", "--teacher-arg ")) from error
 
 
 def teacher(name: str, arguments: Sequence[str] = ()) -> Teacher:
