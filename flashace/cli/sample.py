@@ -29,6 +29,7 @@ def sample(seeds: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any)
     found = [atoms for atoms, _ in structures(seeds)]
     if dry_run:
         console.print(decisions(plan(found, config.num, config.seed, config), found, config))
+        console.print("temperatures of crystals: where none are given, the run takes the melting point that the teacher's energies tell")
         return
     output = Path(config.output or "")
     if output.exists() and not overwrite:

@@ -22,7 +22,7 @@ from flashace.teach.config import SampleConfig
 from flashace.teach.journal import Journal
 from flashace.teach.sampling.defects import defects
 from flashace.teach.sampling.drawn import Drawn
-from flashace.teach.sampling.dynamics import dynamics
+from flashace.teach.sampling.dynamics import OF_MELTING, dynamics, temperatures_of
 from flashace.teach.sampling.isolated_atom import IsolatedAtom
 from flashace.teach.sampling.rattled import rattled
 from flashace.teach.sampling.seed import Seed, Shape, look_at
@@ -48,8 +48,12 @@ SHARES: dict[Shape, dict[Way, float]] = {
 SEEDS = 0.1  # part of the frames, at most, that are seeds as they are
 
 
-def plan(structures: Sequence[Atoms], num: int, seed: int, settings: SampleConfig) -> list[Task]:
-    """Tasks with `num` frames together and, first, one for each element alone. The same tasks for the same arguments."""
+def plan(structures: Sequence[Atoms], num: int, seed: int, settings: SampleConfig, cohesion: float | None = None) -> list[Task]:
+    """Tasks with `num` frames together and, first, one for each element alone and for seeds as they are.
+
+    The same tasks for the same arguments. `cohesion`, the energy in eV that it takes to part the atoms of crystals and slabs, per atom,
+    tells how hot their dynamics has to be, where the settings do not.
+    """
     rng = np.random.default_rng(seed)
     seeds = [look_at(structures[n]) for n in rng.permutation(len(structures)) if len(structures[n]) > 1]
     as_given = [Drawn("seed", seed.atoms) for seed in seeds[: max(int(SEEDS * num), 1)]]
@@ -57,7 +61,9 @@ def plan(structures: Sequence[Atoms], num: int, seed: int, settings: SampleConfi
     for shape in SHARES:
         alike = [seed for seed in seeds if seed.shape == shape]
         if alike:
-            tasks += _of_shape(alike, round((num - len(as_given)) * len(alike) / len(seeds)), SHARES[shape], rng, settings)
+            temperatures = settings.temperatures or temperatures_of(shape, cohesion)
+            here = replace(settings, temperatures=temperatures)
+            tasks += _of_shape(alike, round((num - len(as_given)) * len(alike) / len(seeds)), SHARES[shape], rng, here)
     elements = sorted({symbol for atoms in structures for symbol in atoms.symbols})
     return _numbered([*(IsolatedAtom(Atoms(symbol)) for symbol in elements), *tasks])
 
@@ -99,11 +105,17 @@ def sample(structures: Sequence[Atoms], settings: SampleConfig, output: Path, co
 
     Raises FlashACEError where the teacher cannot be had, or could label nothing.
     """
-    tasks = plan(structures, settings.num, settings.seed, settings)
-    console.print(decisions(tasks, structures, settings))
     labels = journal_of(output)
+    tasks = plan(structures, settings.num, settings.seed, settings)
+    if not settings.temperatures and any(look_at(atoms).shape in OF_MELTING for atoms in structures):
+        console.print("isolated atoms and seeds come first: their energies say how hot crystals have to be")
+        first = [task for task in tasks if isinstance(task, IsolatedAtom) or task.key.startswith("seed-")]
+        label(first, settings, labels, console)
+        tasks = plan(structures, settings.num, settings.seed, settings, cohesion(_in_order(labels, first)))
+    console.print(decisions(tasks, structures, settings))
     label(tasks, settings, labels, console)
     frames = _in_order(labels, tasks)
+    _tell_put_aside(labels, console)
     if not frames:
         raise FlashACEError(f"teacher {settings.teacher}: expected labels, got none for {len(tasks)} tasks; look at {labels}")
     frames = _without_near_duplicates(frames, console)
@@ -132,10 +144,15 @@ def label(tasks: Sequence[Task], settings: SampleConfig, path: Path, console: Co
             for task, result in results:
                 _keep(task, result, settings.max_force, journal)
                 progress.advance(bar, frames_in(task))
-    if journal.aside.exists():
-        reasons = Counter(re.sub(r"[-+]?\b\d[\d.e+-]*", "…", str(frame.info["reason"])) for frame in read_extxyz(journal.aside))
-        for reason, number in reasons.most_common(5):
-            console.print(f"{number} put aside in {journal.aside}: {reason}", soft_wrap=True)
+
+
+def cohesion(frames: Sequence[Atoms]) -> float | None:
+    """eV per atom that it takes to part the atoms of the seeds that are crystals or slabs; None where no isolated atoms tell."""
+    alone = {frame.symbols[0]: frame.get_potential_energy() for frame in frames if frame.info["config_type"] == "isolated_atom"}
+    bound = [frame for frame in frames if frame.info["config_type"] == "seed" and look_at(frame).shape in OF_MELTING]
+    if not bound or not set().union(*(frame.symbols for frame in bound)) <= alone.keys():
+        return None
+    return float(np.mean([(sum(alone[s] for s in frame.symbols) - frame.get_potential_energy()) / len(frame) for frame in bound]))
 
 
 def _keep(task: Task, result: list[Atoms] | Failure, max_force: float, journal: Journal) -> None:
@@ -151,6 +168,15 @@ def _keep(task: Task, result: list[Atoms] | Failure, max_force: float, journal: 
         if force > max_force:
             reason = f"force of {force:.3g} eV/Å: expected at most {max_force:g} (--max-force)"
             journal.put_aside(Failure(f"{task.key}-frame-{n}" if good or n else task.key, reason, frame))
+
+
+def _tell_put_aside(journal: Path, console: Console) -> None:
+    path = journal.with_name(f"{journal.stem}.failed.extxyz")
+    reasons = Counter(
+        re.sub(r"[-+]?\b\d[\d.e+-]*", "…", str(frame.info["reason"])) for frame in (read_extxyz(path) if path.exists() else [])
+    )
+    for reason, number in reasons.most_common(5):
+        console.print(f"{number} put aside in {path}: {reason}", soft_wrap=True)
 
 
 def _in_order(path: Path, tasks: Sequence[Task]) -> list[Atoms]:

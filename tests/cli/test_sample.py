@@ -12,7 +12,7 @@ from flashace.teach.sample import journal_of
 @pytest.fixture
 def copper():
     write("cu.extxyz", bulk("Cu"))
-    return ["sample", "cu.extxyz", "--teacher", "emt", "--max-atoms", "8"]
+    return ["sample", "cu.extxyz", "--teacher", "emt", "--max-atoms", "8", "--temperatures", "300", "--temperatures", "900"]
 
 
 def test_frames_of_a_crystal_and_a_run_that_goes_on(flashace, copper, tmp_path, one_line_error):

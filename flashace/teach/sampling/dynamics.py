@@ -4,21 +4,24 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 
 from flashace.teach.config import SampleConfig
 from flashace.teach.sampling import moves
 from flashace.teach.sampling.defects import with_vacancies
-from flashace.teach.sampling.seed import Seed
+from flashace.teach.sampling.seed import Seed, Shape
 from flashace.teach.sampling.torsion import turned_seed
 from flashace.teach.sampling.trajectory import Trajectory
 
-TEMPERATURES = {  # K, by the shape of the seeds
+# K, by the shape of the seeds; of crystals and slabs, where the energy of cohesion tells, these parts of the melting point
+TEMPERATURES: dict[Shape, tuple[float, ...]] = {
     "molecule": (300.0, 600.0, 900.0, 1200.0, 1800.0),
     "molecules": (200.0, 350.0, 500.0, 800.0),
     "crystal": (300.0, 700.0, 1200.0, 2000.0),
     "slab": (300.0, 600.0, 1000.0),
 }
+OF_MELTING = {"crystal": (0.25, 0.6, 1.0, 1.6), "slab": (0.25, 0.5, 0.8)}
+COHESION = 33.0  # energy of cohesion by k_B times the melting point: 42 of Al, 30 of Cu, 32 of Si, 28 of W, 35 of Na, 36 of NaCl
 APART = 15.0  # fs at least, and as many time steps, between frames
 LONGEST = 20  # frames of a trajectory: many short ones show more than few long ones
 SHORTEST = 5
@@ -27,9 +30,16 @@ STARTED = 0.5  # part of the trajectories of molecules that start from turned bo
 VACANT = 0.25  # part of the trajectories of crystals that start with vacancies
 
 
+def temperatures_of(shape: Shape, cohesion: float | None) -> tuple[float, ...]:
+    """K; `cohesion` is the energy in eV that it takes to part the atoms of the seeds, per atom."""
+    if shape not in OF_MELTING or cohesion is None or cohesion <= 0:
+        return TEMPERATURES[shape]
+    return tuple(max(round(part * cohesion / (COHESION * units.kB), -1), 10.0) for part in OF_MELTING[shape])
+
+
 def dynamics(seeds: Sequence[Seed], num: int, rng: np.random.Generator, settings: SampleConfig) -> list[Trajectory]:
-    """Trajectories with `num` frames together, over all temperatures and seeds of one shape."""
-    temperatures = settings.temperatures or TEMPERATURES[seeds[0].shape]
+    """Trajectories with `num` frames together, over the temperatures of the settings and seeds of one shape."""
+    temperatures = settings.temperatures
     length = min(max(num // (2 * len(temperatures)), SHORTEST), LONGEST)
     tasks: list[Trajectory] = []
     while num > 0:

@@ -7,7 +7,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixCom
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 
 from flashace.teach.sampling.frames import check_forces, frames_of
 
@@ -36,7 +36,7 @@ class Trajectory:
         rng = np.random.default_rng(self.seed)
         atoms = self.atoms.copy()
         atoms.calc = calculator
-        MaxwellBoltzmannDistribution(atoms, temperature_K=self.temperature, rng=rng)
+        thermalize_momenta(atoms, self.temperature, rng=rng)
         Stationary(atoms)
         if len(atoms) > 2 and not atoms.pbc.any():
             ZeroRotation(atoms)
