@@ -252,6 +252,17 @@ def test_a_run_folder_means_its_model(command, relabelled, model_file, tmp_path)
     assert bits(tmp_path / "two") == bits(tmp_path / "three")
 
 
+@pytest.mark.parametrize("start", ["pretrained", "resume_from"])
+def test_killed_before_the_first_checkpoint_it_begins_again(relabelled, model, model_file, tiny_fit, tmp_path, start):
+    """With reference energies as the first time: those of the data."""
+    shape = {name: getattr(model.config, name) for name in SHAPE}
+    options = {"data": [relabelled("new.extxyz")], start: str(model_file), "use_checkpoint_energy_shift": False}
+    config = make_config({**tiny_fit, **shape, **options})
+    first, again = prepare(config), prepare(config, tmp_path)
+    assert again.references == first.references
+    assert again.references.values["Si"] < -1000
+
+
 # Old data mixed in
 
 
