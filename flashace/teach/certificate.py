@@ -24,6 +24,7 @@ from flashace.teach.limited import Limited
 from flashace.teach.pictures import draw
 from flashace.teach.properties.property import DoesNotApply, Measured, Property, Subject, is_crystal
 from flashace.teach.properties.table import PROPERTIES
+from flashace.teach.teacher_errors import add_errors, align
 from flashace.verify.state import FAILURES, evaluate
 
 MOST_SEEDS = 3  # one of each composition
@@ -112,8 +113,9 @@ def certificate(
 ) -> Certificate:
     """Errors on the three sets of frames (`held_out` and `trajectories` have the teacher's labels), and each property of up to three seeds.
 
-    `scratch` is a fit to the user's labels alone, shown beside the student on `dft`. Where there are `dft` frames the student speaks their
-    zero of energy, not the teacher's. Into `folder` go certificate.json and a picture of each property. `say` hears what is measured next.
+    `scratch` is a fit to the user's labels alone, shown beside the student on `dft`. Where there are `dft` frames, the student has their
+    zero of energy, and the teacher's is moved there before energies are compared. Into `folder` go certificate.json and a picture of each
+    property. `say` hears what is measured next.
     Raises FlashACEError for bounds of unknown names and a model file that cannot be loaded.
     """
     bounds = {} if bounds is None else bounds
@@ -123,8 +125,8 @@ def certificate(
     errors: dict[str, list[dict[str, Any]]] = {}
     for key, frames in zip(SETS, (held_out, trajectories, dft), strict=True):
         say(f"errors on {SETS[key]}")
-        table, failure = _errors(calculator, frames)
-        beside = _errors(_student(scratch)[0], frames)[0] if key == "dft" and scratch is not None and frames else []
+        table, failure = _errors(calculator, frames, aligned=bool(dft) and key != "dft")
+        beside = _errors(_student(scratch)[0], frames, aligned=False)[0] if key == "dft" and scratch is not None and frames else []
         errors |= {key: table} if table else {}
         errors |= {"dft, from scratch": beside} if beside else {}
         rows += _error_rows(key, table, beside, failure)
@@ -209,17 +211,17 @@ def at_rest(atoms: Atoms, teacher: Calculator) -> Atoms:
 # --- rows ---
 
 
-def _errors(calculator: Calculator, frames: Sequence[Labelled]) -> tuple[list[dict[str, Any]], str]:
-    """Rows of `ErrorTable`, or none and what failed."""
-    table = ErrorTable()
+def _errors(calculator: Calculator, frames: Sequence[Labelled], aligned: bool) -> tuple[list[dict[str, Any]], str]:
+    """Rows of `ErrorTable`, or none and what failed. `aligned`: the labels have another zero of energy, which is taken out."""
+    evaluated = []
     for frame in frames:
         try:
-            state = evaluate(calculator, frame.atoms, with_stress=frame.stress is not None)
+            evaluated.append((frame, evaluate(calculator, frame.atoms, with_stress=frame.stress is not None)))
         except CalculationFailed as error:
             return [], f"the student failed at {frame.origin}: {error}"
-        stress = None if state.virial is None else state.virial / frame.atoms.get_volume()
-        kept = frame if stress is not None else frame.without("stress")
-        table.add(kept, {"energy": state.energy, "forces": state.forces, "stress": stress})
+    table = ErrorTable()
+    for frame, state in align(evaluated)[1] if aligned else evaluated:
+        add_errors(table, frame, state)
     return table.rows() if frames else [], ""
 
 

@@ -24,5 +24,6 @@ class Limited(Calculator):
         super().calculate(atoms, properties, system_changes)
         if time.monotonic() > self.end:
             raise CalculationFailed(f"it takes longer than the {self.seconds:.0f} s that there were for it")
-        self.calculator.calculate(self.atoms, list(properties), list(system_changes))
+        for name in properties:
+            self.calculator.get_property(name, self.atoms)  # it knows by itself what has changed since somebody asked it last
         self.results = dict(self.calculator.results)

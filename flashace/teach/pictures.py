@@ -26,7 +26,8 @@ def draw(panels: Sequence[Panel], png: str | Path) -> None:
         curves = {"teacher": (panel.teacher, COLORS[0], 3.0), "student": (panel.student, COLORS[1], 1.2)}
         for name, (values, color, width) in curves.items():
             if values is not None:
-                lines = axes.plot(panel.x, np.asarray(values), color=color, linewidth=width, marker="o", markersize=width)
+                line, size = ("-", width) if panel.joined else ("", 3 * width)
+                lines = axes.plot(panel.x, np.asarray(values), line, color=color, linewidth=width, marker="o", markersize=size)
                 lines[0].set_label(name)
         axes.set_title(panel.title, loc="left", fontsize=10, fontweight="bold", color=INK)
         axes.set_xlabel(panel.xlabel, fontsize=9, color=INK)

@@ -85,8 +85,7 @@ def teacher_errors(calculator: Calculator, frames: Sequence[Labelled], advance: 
             f"teacher: expected it to evaluate some of {len(frames)} frames, got none"
             + (f" ({failed[0]}); take a teacher that knows these elements" if failed else "; name frames of more than one atom")
         )
-    zero = _zero(evaluated)
-    aligned = evaluated if zero is None else [(frame, _moved(frame, state, zero.values)) for frame, state in evaluated]
+    zero, aligned = align(evaluated)
     return TeacherErrors(_kinds(aligned), zero, {} if zero is None else _left_over(aligned), failed)
 
 
@@ -103,13 +102,24 @@ def drawn(frames: Sequence[Labelled], most: int = MOST_FRAMES) -> list[Labelled]
 # --- the zero of energy ---
 
 
-def _zero(evaluated: Evaluated) -> ReferenceEnergies | None:
+def align(evaluated: Evaluated) -> tuple[ReferenceEnergies | None, Evaluated]:
+    """The zero of energy of a calculator less that of the labels, one constant per element by least squares; and the same without it."""
     known = [replace(frame, energy=state.energy - frame.energy) for frame, state in evaluated if frame.energy is not None]
-    return reference_energies(known, {}, "") if known else None
+    if not known:
+        return None, evaluated
+    zero = reference_energies(known, {}, "")
+    return zero, [(frame, _moved(frame, state, zero.values)) for frame, state in evaluated]
 
 
 def _moved(frame: Labelled, state: State, zero: Mapping[str, float]) -> State:
     return state._replace(energy=state.energy - sum(zero.get(symbol, np.nan) for symbol in frame.atoms.symbols))
+
+
+def add_errors(table: ErrorTable, frame: Labelled, state: State) -> None:
+    """Counts a frame; a stress that the calculator does not have is not compared."""
+    stress = None if state.virial is None else state.virial / frame.atoms.get_volume()
+    compared = frame if stress is not None else frame.without("stress")
+    table.add(compared, {"energy": state.energy, "forces": state.forces, "stress": stress})
 
 
 def _left_over(aligned: Evaluated) -> dict[str, float]:
@@ -127,9 +137,7 @@ def _left_over(aligned: Evaluated) -> dict[str, float]:
 def _kinds(aligned: Evaluated) -> list[KindErrors]:
     table = ErrorTable()
     for frame, state in aligned:
-        stress = None if state.virial is None else state.virial / frame.atoms.get_volume()
-        compared = frame if stress is not None else frame.without("stress")
-        table.add(compared, {"energy": state.energy, "forces": state.forces, "stress": stress})
+        add_errors(table, frame, state)
     quick = _quick_fits(aligned)
     rows = table.rows()
     kinds = []

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header, save_model
 from flashace.teach import certificate as module
+from flashace.teach.as_frames import as_frames
 from flashace.teach.certificate import Certificate, Row, at_rest, certificate, certify, representatives
 from flashace.teach.properties.energy_volume import energy_volume
+from flashace.teach.task import labelled
 from flashace.verify.state import evaluate
 
 
@@ -48,14 +51,12 @@ def _one_property(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def frames() -> list[Labelled]:
-    found = []
+    images = []
     for i in range(4):
         atoms = bulk("Cu", cubic=True)
         atoms.rattle(0.1, seed=i)
-        state = evaluate(EMT(), atoms)
-        labels = {"energy": state.energy, "forces": state.forces, "stress": state.virial / atoms.get_volume()}
-        found.append(Labelled.of(atoms, labels, "hot" if i > 1 else "cold", Origin("emt", i)))
-    return found
+        images.append(labelled(atoms, EMT(), config_type="hot" if i > 1 else "cold"))
+    return as_frames(images, "emt")
 
 
 def rows_of(found: Certificate) -> dict[str, Row]:
@@ -82,6 +83,15 @@ def test_errors_from_scratch_stand_beside_those_of_the_student(frames: list[Labe
     found = certificate(Off(0.02), EMT(), [], dft=frames, scratch=Off(0.05))
     assert "from scratch 50" in rows_of(found)["dft_forces"].words
     assert found.errors["dft, from scratch"][-1]["forces_rmse"] == pytest.approx(50)
+
+
+def test_a_student_with_another_zero_of_energy_is_compared_without_it(frames: list[Labelled]) -> None:
+    moved = [replace(frame, energy=frame.energy - 100.0 * len(frame.atoms)) for frame in frames]
+    apart = rows_of(certificate(Off(), EMT(), [], held_out=moved))
+    assert apart["teacher_energy"].number == pytest.approx(1e5)
+    finished = rows_of(certificate(Off(), EMT(), [], held_out=moved, dft=frames))
+    assert finished["teacher_energy"].number < 1e-3
+    assert finished["dft_energy"].number < 1e-3
 
 
 def test_what_was_not_measured_says_so_and_has_not_passed(frames: list[Labelled]) -> None:

@@ -75,7 +75,7 @@ def test_noise_of_a_crystal_that_is_turned_and_shifted_through_its_cell() -> Non
 
 
 def floor(calculator: Calculator, *structures: Atoms, r_max: float = 5.0) -> Floor:
-    return floor_of(calculator, structures, r_max, seconds=5.0)
+    return floor_of(calculator, structures, r_max, seconds=5.0, most_atoms=60)
 
 
 def test_forces_that_are_no_slope_are_said_plainly(cluster: Atoms) -> None:
@@ -138,6 +138,7 @@ def test_a_cell_is_repeated_until_the_sphere_fits() -> None:
 
 def test_the_table_and_json_have_everything() -> None:
     found = floor(EMT(), bulk("Cu", cubic=True))
+    assert "more than 60 atoms" in found.answers[0].why
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(floor_table(found, "emt"))
     text = console.export_text()

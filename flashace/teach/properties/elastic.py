@@ -25,7 +25,7 @@ def elastic(subject: Subject) -> Measured:
     pairs = list(combinations_with_replacement(range(6), 2))
     own, of_teacher = (np.array([C[pair] for pair in pairs]) for C in (student, teacher))
     words = ", ".join(f"C{i}{j} {student[i - 1, j - 1]:.4g} ({teacher[i - 1, j - 1]:.4g})" for i, j in ((1, 1), (1, 2), (4, 4))) + " GPa"
-    panel = Panel("Elastic constants", "11, 12, … 16, 22, … 66", "GPa", np.arange(1, len(pairs) + 1), own, of_teacher)
+    panel = Panel("Elastic constants", "11, 12, … 16, 22, … 66", "GPa", np.arange(1, len(pairs) + 1), own, of_teacher, joined=False)
     return Measured(float(np.sqrt(np.mean((own - of_teacher) ** 2))), "GPa", "RMSE of the 21 constants", words, (panel,))
 
 

@@ -40,6 +40,7 @@ class Panel:
     x: np.ndarray
     student: np.ndarray
     teacher: np.ndarray | None
+    joined: bool = True  # by lines
 
 
 @dataclass(frozen=True)
