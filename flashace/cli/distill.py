@@ -39,6 +39,7 @@ def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags
     Ends with model.pt and its certificate. Exit status 0 where all asked bounds hold (--error and --bound), 1 where one does not.
     """
     from flashace.teach import rounds as stages
+    from flashace.teach.budget import with_number
     from flashace.train.lock import locked
 
     with ExitStack() as locks:
@@ -51,6 +52,7 @@ def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags
             best_of([settings.teacher], settings.teacher_arg, like.model.r_max, structures, [])
             folder = default_folder(seeds[0], overwrite, locks) if settings.output is None else Path(settings.output)
             locks.enter_context(locked(folder, tell=console.print))
+            settings = with_number(settings, structures, settings.max_time)
             _take(folder, overwrite, structures, settings, like)
         try:
             rounds = stages.distill(structures, settings, like, folder, console)

@@ -18,7 +18,7 @@ from flashace.errors import FlashACEError
 def sample(seeds: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any) -> None:
     """Explore around the structures of SEEDS and label what is found. A run that was ended goes on when it is typed again."""
     from flashace.data.files import structures
-    from flashace.teach.config import SampleConfig, sample_config
+    from flashace.teach.config import USUAL, SampleConfig, sample_config
     from flashace.teach.sample import decisions, plan
     from flashace.teach.sample import sample as run_sample
 
@@ -28,7 +28,7 @@ def sample(seeds: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any)
     check_output("--output", config.output, *seeds)
     found = [atoms for atoms, _ in structures(seeds)]
     if dry_run:
-        console.print(decisions(plan(found, config.num, config.seed, config), found, config))
+        console.print(decisions(plan(found, config.num or USUAL, config.seed, config), found, config))
         console.print("temperatures of crystals: where none are given, the run takes the melting point that the teacher's energies tell")
         return
     output = Path(config.output or "")

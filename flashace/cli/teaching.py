@@ -44,7 +44,8 @@ def asked_of(teachers: tuple[str, ...], flags: dict[str, Any], started: float) -
 def choose(prepared: "Prepared", asked: Asked, folder: Path | None) -> "SampleConfig | None":
     """The teacher that a fit is to learn from first: of those asked for, or that of a run `folder` that goes on and has not done so yet."""
     from flashace.teach.before_fit import settings_in
-    from flashace.teach.config import sample_config
+    from flashace.teach.budget import with_number
+    from flashace.teach.config import SampleConfig, sample_config
 
     if folder is not None:
         return None if prepared.config.train.pretrained is not None or prepared.start is not None else settings_in(folder)
@@ -55,7 +56,8 @@ def choose(prepared: "Prepared", asked: Asked, folder: Path | None) -> "SampleCo
         raise FlashACEError("teacher: expected a fit from scratch, got one that starts from weights; leave out --teacher, or the weights")
     frames = list(prepared.train)
     name = best_of(asked.teachers, asked.options.get("teacher_arg", ()), prepared.config.model.r_max, [f.atoms for f in frames], frames)
-    return sample_config({**asked.options, "teacher": name, "seed": t.seed})
+    settings: SampleConfig = sample_config({**asked.options, "teacher": name, "seed": t.seed})
+    return with_number(settings, [frame.atoms for frame in frames], t.max_time)
 
 
 def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", folder: Path, started: float, anew: bool) -> dict[str, Any]:

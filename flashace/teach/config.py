@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 
+USUAL = 2000  # frames of a teacher, where neither their number nor a time is given
 Config = TypeVar("Config", bound="SampleConfig")
 
 
@@ -21,7 +22,9 @@ class SampleConfig:
 
     teacher: str = Field("", description="emt, tblite, chgnet, sevennet, flashace:MODEL, or module:Class of any ASE calculator")
     teacher_arg: tuple[str, ...] = Field((), description="name=value: an argument of the teacher; as often as needed")
-    num: int = Field(2000, ge=1, description="frames to make, those of isolated atoms not counted")
+    num: int | None = Field(
+        None, ge=1, description="frames to make, isolated atoms not counted; 2000 where not given, or what a fifth of max_time allows"
+    )
     output: str | None = Field(None, description="file for the frames, .extxyz or .xyz")
     temperatures: tuple[float, ...] = Field((), description="of the dynamics, in K, as often as needed; from the seeds where not given")
     max_force: float = Field(40.0, gt=0, description="eV/Å; frames with a larger force on an atom are put aside, dynamics ends there")

@@ -18,7 +18,7 @@ from rich.table import Table
 from flashace.data.extxyz import read_extxyz
 from flashace.errors import FlashACEError
 from flashace.files import undone_by_signals, whole_file
-from flashace.teach.config import SampleConfig
+from flashace.teach.config import USUAL, SampleConfig
 from flashace.teach.journal import Journal
 from flashace.teach.sampling.defects import defects
 from flashace.teach.sampling.drawn import Drawn
@@ -106,12 +106,12 @@ def sample(structures: Sequence[Atoms], settings: SampleConfig, output: Path, co
     Raises FlashACEError where the teacher cannot be had, or could label nothing.
     """
     labels = journal_of(output)
-    tasks = plan(structures, settings.num, settings.seed, settings)
+    tasks = plan(structures, settings.num or USUAL, settings.seed, settings)
     if not settings.temperatures and any(look_at(atoms).shape in OF_MELTING for atoms in structures):
         console.print("isolated atoms and seeds come first: their energies say how hot crystals have to be")
         first = [task for task in tasks if isinstance(task, IsolatedAtom) or task.key.startswith("seed-")]
         label(first, settings, labels, console)
-        tasks = plan(structures, settings.num, settings.seed, settings, cohesion(_in_order(labels, first)))
+        tasks = plan(structures, settings.num or USUAL, settings.seed, settings, cohesion(_in_order(labels, first)))
     console.print(decisions(tasks, structures, settings))
     label(tasks, settings, labels, console)
     frames = _in_order(labels, tasks)
