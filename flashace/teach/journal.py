@@ -40,6 +40,7 @@ class Journal:
         self.aside = self.path.with_name(f"{self.path.stem}.failed.extxyz")
         self._labels = _Growing(self.path, source)
         self._failures = _Growing(self.aside, source) if self.aside.exists() else None
+        self.done = self.labelled | self.failed  # keys of the tasks that need not be done
 
     @property
     def labelled(self) -> set[str]:
@@ -51,14 +52,10 @@ class Journal:
         """Keys of the tasks that were put aside."""
         return set() if self._failures is None else self._failures.keys
 
-    @property
-    def done(self) -> set[str]:
-        """Keys of the tasks that need not be done: labelled, or put aside."""
-        return self.labelled | self.failed
-
     def append(self, key: str, frames: Sequence[Atoms]) -> None:
         """All frames of a task (one or more), in one go. Raises OSError where the disk is full; the file is as before then."""
         self._labels.append(key, frames)
+        self.done.add(key)
 
     def put_aside(self, failure: Failure) -> None:
         """The structure, or none, with the reason. Whoever deletes the file of failures has them tried again."""
@@ -69,6 +66,7 @@ class Journal:
         if self.source is not None:
             frame.info["source"] = self.source
         self._failures.append(failure.key, [frame])
+        self.done.add(failure.key)
 
     def close(self) -> None:
         """On the disk, and open to others."""

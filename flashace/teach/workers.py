@@ -156,8 +156,9 @@ def _begin(teacher: Teacher, memory: float | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what calculators print there would tear the progress bar
     if memory is not None:
-        limit = int(memory * 1e9)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # not RLIMIT_AS: CUDA reserves more addresses than there is memory
+        asked, most = int(memory * 1e9), resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = asked if most == resource.RLIM_INFINITY else min(asked, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, most))  # not RLIMIT_AS: CUDA reserves more addresses than there is memory
     with suppress(FlashACEError):  # the first task says it
         _calculator(teacher)
 
