@@ -66,7 +66,6 @@ def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", 
     `options` are those of the fit as they were given, with what was left open.
     """
     from flashace.teach.before_fit import PLACE, taught
-    from flashace.teach.student import epochs_for
     from flashace.train.config import write_config
 
     if anew:
@@ -79,8 +78,7 @@ def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", 
     if model is None:
         console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
         raise SystemExit(130)
-    given = options.train.epochs is not None or options.train.max_time is not None
-    return {"pretrained": str(model)} | ({} if given else {"epochs": epochs_for(sum(len(frame.atoms) for frame in prepared.train))})
+    return {"pretrained": str(model)}
 
 
 def best_of(

@@ -26,7 +26,7 @@ from flashace.train.references import reference_energies
 from flashace.train.replay import Replay, drawn_in_an_epoch, read_replay
 from flashace.train.sparse import STRETCHED, least_distances
 
-TYPICAL_STEPS = 40_000  # of a fit whose length is not given
+TYPICAL_STEPS, TO_FINISH = 40_000, 5_000  # of a fit whose length is not given, and of one that finishes a pretrained model
 SIZE_NAMES = "num_layers", "l_max", "correlation", "hidden_dim", "num_channels"
 ENOUGH_TO_CHOOSE = 10  # validation frames by which earlier weights may be taken instead of the last
 TYPICAL_ATOMS = 75  # of a batch whose size is not given
@@ -202,7 +202,8 @@ def _settled(t: TrainConfig, train: Sequence[Labelled], valid: Sequence[Labelled
     epochs = t.epochs
     if epochs is None and t.max_time is None:
         frames = len(train) + drawn_in_an_epoch(t, len(train))
-        epochs = min(max(round(TYPICAL_STEPS * batch_size * t.grad_accum_steps / frames), 10), 2000)
+        steps = TYPICAL_STEPS if t.pretrained is None else TO_FINISH
+        epochs = min(max(round(steps * batch_size * t.grad_accum_steps / frames), 10), 2000)
     return replace(
         t,
         batch_size=min(batch_size, len(train)),
