@@ -1,14 +1,11 @@
-"""A molecule in; its bonds, and those around which a part of it can be turned, out."""
+"""Bonds of a molecule in; those that are in no ring, at which a part of it can be turned, or moved away, out."""
 
 from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
 from ase import Atoms
-from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.spatial.transform import Rotation
-
-LONGEST = 1.2  # of the sum of covalent radii
 
 
 @dataclass(frozen=True)
@@ -40,23 +37,12 @@ class Bond:
         return "-".join(f"{atoms.symbols[i]}{i}" for i in (self.root, self.tip))
 
 
-def bond_graph(atoms: Atoms) -> nx.Graph:
-    """Atoms closer than 1.2 times the sum of their covalent radii are bonded. Periodic images are not looked at."""
-    alone = Atoms(atoms.numbers, atoms.positions)
-    graph = nx.Graph()
-    graph.add_nodes_from(range(len(alone)))
-    graph.add_edges_from(zip(*neighbor_list("ij", alone, natural_cutoffs(alone, mult=LONGEST)), strict=True))
-    return graph
-
-
-def acyclic_bonds(atoms: Atoms) -> list[Bond]:
-    """The bonds that are in no ring, in the order of their atoms."""
-    graph = bond_graph(atoms)
+def acyclic_bonds(bonds: nx.Graph) -> list[Bond]:
+    """Of the bonds of a molecule those that are in no ring, in the order of their atoms."""
     found = []
-    for a, b in sorted(tuple(sorted((int(i), int(j)))) for i, j in nx.bridges(graph)):
-        graph.remove_edge(a, b)
-        parts = {end: nx.node_connected_component(graph, end) for end in (a, b)}
-        graph.add_edge(a, b)
+    for a, b in sorted(tuple(sorted((int(i), int(j)))) for i, j in nx.bridges(bonds)):
+        cut = nx.restricted_view(bonds, [], [(a, b)])
+        parts = {end: nx.node_connected_component(cut, end) for end in (a, b)}
         root, tip = sorted((a, b), key=lambda end: -len(parts[end]))
         found.append(Bond(root, tip, tuple(sorted(map(int, parts[tip]))), min(len(part) for part in parts.values()) > 1))
     return found

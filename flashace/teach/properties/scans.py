@@ -8,6 +8,7 @@ from ase.calculators.calculator import CalculationFailed, Calculator
 
 from flashace.teach.bonds import Bond, acyclic_bonds
 from flashace.teach.properties.property import DoesNotApply, Measured, Panel, Subject, energies, is_molecule, rmse
+from flashace.teach.sampling.seed import look_at
 from flashace.verify.state import evaluate
 
 ANGLES = np.arange(0.0, 360.0, 15.0)  # degrees
@@ -30,7 +31,7 @@ def bond_scan(subject: Subject) -> Measured:
 def _bonds(subject: Subject) -> list[Bond]:
     if not is_molecule(subject.atoms):
         raise DoesNotApply
-    return acyclic_bonds(subject.atoms)
+    return acyclic_bonds(look_at(subject.atoms).bonds)
 
 
 def _scan(

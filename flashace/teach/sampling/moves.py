@@ -65,15 +65,6 @@ def supercell(atoms: Atoms, most: int, directions: tuple[int, ...] = (0, 1, 2)) 
         repeats = longer
 
 
-def turned(atoms: Atoms, a: int, b: int, side: list[int], angle: float) -> Atoms:
-    """`side`, atoms on the side of `b`, turned by `angle` degrees around the bond from `a` to `b`."""
-    copy = atoms.copy()
-    part = copy[side]
-    part.rotate(angle, copy.positions[b] - copy.positions[a], center=copy.positions[b])
-    copy.positions[side] = part.positions
-    return copy
-
-
 def nearest(atoms: Atoms) -> float:
     """The shortest distance between two atoms, through the cell too; 3 Å where there is no other atom within 6 Å."""
     vectors = find_pairs(atoms, 6.0).edge_vec

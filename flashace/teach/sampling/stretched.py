@@ -9,11 +9,11 @@ from ase import Atoms
 from ase.data import covalent_radii
 
 from flashace.structure.neighbors import find_pairs
+from flashace.teach.bonds import Bond, acyclic_bonds
 from flashace.teach.config import SampleConfig
 from flashace.teach.sampling import moves
 from flashace.teach.sampling.drawn import Drawn
 from flashace.teach.sampling.seed import Seed
-from flashace.teach.sampling.torsion import side_of
 
 SHORT = 0.8, 1.0  # of its length
 LONG = 1.0, 2.2
@@ -43,14 +43,11 @@ def stretched(seeds: Sequence[Seed], num: int, rng: np.random.Generator, setting
 
 def bonds_of(seed: Seed) -> list[Move]:
     """Each bond in no ring, made shorter or longer, what hangs on one end of it moved as it is."""
-    return [partial(_stretched, seed, a, b) for a, b in sorted(map(sorted, nx.bridges(seed.bonds)))]
+    return [partial(_stretched, seed, bond) for bond in acyclic_bonds(seed.bonds)]
 
 
-def _stretched(seed: Seed, a: int, b: int, rng: np.random.Generator) -> Atoms:
-    atoms = seed.atoms.copy()
-    factor = rng.uniform(*(SHORT if rng.random() < COMPRESSED else LONG))
-    atoms.positions[side_of(seed.bonds, a, b)] += (factor - 1) * (atoms.positions[b] - atoms.positions[a])
-    return atoms
+def _stretched(seed: Seed, bond: Bond, rng: np.random.Generator) -> Atoms:
+    return bond.stretched(seed.atoms, rng.uniform(*(SHORT if rng.random() < COMPRESSED else LONG)))
 
 
 def transfers_of(seed: Seed) -> list[Move]:

@@ -6,6 +6,7 @@ import networkx as nx
 import numpy as np
 from ase import Atoms
 
+from flashace.teach.bonds import Bond, acyclic_bonds
 from flashace.teach.config import SampleConfig
 from flashace.teach.sampling import moves
 from flashace.teach.sampling.drawn import Drawn
@@ -49,33 +50,28 @@ def turned_seed(seed: Seed, rng: np.random.Generator) -> Atoms | None:
     bonds = turnable(seed)
     if not bonds:
         return None
-    weights = np.array([ROTOR if _is_rotor(seed, a, b) or _is_rotor(seed, b, a) else 1.0 for a, b, _ in bonds])
+    weights = np.array([ROTOR if _is_rotor(seed, b.root, b.tip) or _is_rotor(seed, b.tip, b.root) else 1.0 for b in bonds])
     first = rng.choice(len(bonds), p=weights / weights.sum())
     for _ in range(TRIES):
         atoms = seed.atoms
         for n in np.flatnonzero((np.arange(len(bonds)) == first) | (rng.random(len(bonds)) < OTHERS)):
-            atoms = moves.turned(atoms, *bonds[n], angle=rng.uniform(0, 360))
+            atoms = bonds[n].turned(atoms, rng.uniform(0, 360))
         atoms = moves.rattled(atoms, SIZE, rng)
         if not clashes(atoms, seed.bonds):
             return atoms
     return None
 
 
-def turnable(seed: Seed) -> list[tuple[int, int, list[int]]]:
-    """(a, b, atoms on the side of b) of each bond in no ring around which both sides can be turned."""
-    found = []
-    for a, b in sorted(map(sorted, nx.bridges(seed.bonds))):
-        if seed.bonds.degree[a] > 1 and seed.bonds.degree[b] > 1:
-            one, other = side_of(seed.bonds, a, b), side_of(seed.bonds, b, a)
-            if _off_axis(seed.atoms, a, b, one) and _off_axis(seed.atoms, a, b, other):
-                found.append((b, a, other) if len(other) < len(one) else (a, b, one))
-    return found
+def turnable(seed: Seed) -> list[Bond]:
+    """The bonds in no ring around which both sides can be turned."""
+    return [
+        bond for bond in acyclic_bonds(seed.bonds) if bond.turns and all(_off_axis(seed.atoms, bond, side) for side in _sides(seed, bond))
+    ]
 
 
-def side_of(bonds: nx.Graph, a: int, b: int) -> list[int]:
-    """The atoms that stay with `b` when its bond to `a`, which is in no ring, is cut."""
-    cut = nx.restricted_view(bonds, [], [(a, b)])
-    return sorted(nx.node_connected_component(cut, b))
+def _sides(seed: Seed, bond: Bond) -> tuple[list[int], list[int]]:
+    molecule = nx.node_connected_component(seed.bonds, bond.root)
+    return list(bond.moving), sorted(molecule.difference(bond.moving))
 
 
 def _is_rotor(seed: Seed, a: int, b: int) -> bool:
@@ -85,7 +81,7 @@ def _is_rotor(seed: Seed, a: int, b: int) -> bool:
     return len(others) > 1 and alike and all(seed.bonds.degree[n] == 1 for n in others)
 
 
-def _off_axis(atoms: Atoms, a: int, b: int, side: list[int]) -> bool:
-    axis = atoms.positions[b] - atoms.positions[a]
-    away = np.cross(atoms.positions[side] - atoms.positions[a], axis / np.linalg.norm(axis))
+def _off_axis(atoms: Atoms, bond: Bond, side: list[int]) -> bool:
+    axis = atoms.positions[bond.tip] - atoms.positions[bond.root]
+    away = np.cross(atoms.positions[side] - atoms.positions[bond.root], axis / np.linalg.norm(axis))
     return bool(np.linalg.norm(away, axis=1).max() > LINEAR)

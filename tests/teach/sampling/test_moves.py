@@ -5,7 +5,6 @@ import pytest
 from ase.build import bulk, fcc111
 
 from flashace.teach.sampling import moves
-from flashace.teach.sampling.torsion import turnable
 
 
 def bonds_of(seed, atoms):
@@ -50,12 +49,3 @@ def test_supercells_grow_along_the_shortest_height():
     assert len(moves.supercell(bulk("Cu", cubic=True), 20)) == 16
     assert len(moves.supercell(bulk("Cu", cubic=True), 1000)) == 108  # 3 × 3 × 3 of 3.6 Å: more than ENOUGH
     assert len(moves.supercell(bulk("Cu", cubic=True), 3)) == 4
-
-
-def test_a_turn_keeps_bonds_and_changes_the_dihedral(ethanol):
-    (a, b, side) = turnable(ethanol)[0]
-    turned = moves.turned(ethanol.atoms, a, b, side, angle=40.0)
-    assert np.allclose(bonds_of(ethanol, turned), bonds_of(ethanol, ethanol.atoms))
-    x, y = (next(n for n in ethanol.bonds[end] if n != other) for end, other in ((a, b), (b, a)))
-    change = turned.get_dihedral(x, a, b, y) - ethanol.atoms.get_dihedral(x, a, b, y)
-    assert min(change % 360, -change % 360) == pytest.approx(40.0)

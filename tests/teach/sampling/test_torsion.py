@@ -10,7 +10,7 @@ from flashace.teach.sampling.torsion import torsion, turnable, turned_seed
 
 
 def test_bonds_that_can_be_turned(ethanol):
-    assert sorted((a, b) for a, b, _ in turnable(ethanol)) == [(1, 0), (1, 2)]  # of the smaller side: CH3, and OH
+    assert sorted((bond.root, bond.tip) for bond in turnable(ethanol)) == [(1, 0), (1, 2)]  # of the smaller side: CH3, and OH
     assert turnable(look_at(molecule("C6H6"))) == []  # a ring
     assert turnable(look_at(molecule("CO2"))) == []  # straight
     assert turnable(look_at(molecule("H2O"))) == []
