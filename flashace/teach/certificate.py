@@ -109,13 +109,14 @@ def certificate(
     name: str = "teacher",
     licence: str = "",
     temperature: float = 1000.0,
+    properties: Mapping[str, Property] = PROPERTIES,
     say: Callable[[str], Any] = lambda text: None,
 ) -> Certificate:
     """Errors on the three sets of frames (`held_out` and `trajectories` have the teacher's labels), and each property of up to three seeds.
 
     `scratch` is a fit to the user's labels alone, shown beside the student on `dft`. Where there are `dft` frames, the student has their
     zero of energy, and the teacher's is moved there before energies are compared. Into `folder` go certificate.json and a picture of each
-    property. `say` hears what is measured next.
+    property; `properties` are some of the table. `say` hears what is measured next.
     Raises FlashACEError for bounds of unknown names and a model file that cannot be loaded.
     """
     bounds = {} if bounds is None else bounds
@@ -136,10 +137,10 @@ def certificate(
         except (CalculationFailed, *FAILURES) as error:
             rows += [
                 Row(key, f"{key}, {seed.get_chemical_formula()}", None, "", f"not measured: the teacher failed: {error}")
-                for key in PROPERTIES
+                for key in properties
             ]
             continue
-        for key, measure in PROPERTIES.items():
+        for key, measure in properties.items():
             say(f"{key.replace('_', ' ')} of {seed.get_chemical_formula()}")
             subject = Subject(calculator, Limited(teacher, SECONDS), atoms, make_student, precisions, temperature)
             rows += _property_rows(key, measure, subject, folder)

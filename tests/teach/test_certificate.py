@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from flashace.data.frames import Labelled
 from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header, save_model
-from flashace.teach import certificate as module
 from flashace.teach.as_frames import as_frames
-from flashace.teach.certificate import Certificate, Row, at_rest, certificate, certify, representatives
+from flashace.teach.certificate import Certificate, Row, at_rest, certify, representatives
+from flashace.teach.certificate import certificate as whole_certificate
 from flashace.teach.properties.energy_volume import energy_volume
 from flashace.teach.task import labelled
 from flashace.verify.state import evaluate
@@ -43,10 +44,8 @@ class Off(Calculator):
             self.results["stress"] = (state.virial / self.atoms.get_volume())[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
 
 
-@pytest.fixture(autouse=True)
-def _one_property(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others have tests of their own."""
-    monkeypatch.setattr(module, "PROPERTIES", {"energy_volume": energy_volume})
+# the others have tests of their own
+certificate = partial(whole_certificate, properties={"energy_volume": energy_volume})
 
 
 @pytest.fixture(scope="module")
