@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flashace.cli.fields import OF_A_FIT, OF_A_TEACHER, WithFields
 from flashace.cli.run_folder import config_of_run, default_folder, refuse_existing, spare_inputs
-from flashace.cli.teaching import Asked, asked_of, choose, teach
+from flashace.cli.teaching import Asked, asked_of, choose, forget, sign, teach
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -64,6 +64,8 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
     if not ended:
         console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
         raise SystemExit(130)
+    if ranks.first:
+        sign(folder)
     console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
 
 
@@ -99,8 +101,9 @@ def _plan(
         if not overwrite:
             refuse_existing(folder)
         spare_inputs(folder, prepared.config.train, path)
+        forget(folder)
     if settings is not None:
-        start = teach(prepared, options, settings, folder, asked.started, overwrite and resume is None)
+        start = teach(prepared, options, settings, folder, asked.started)
         prepared = prepare(_configuration(config, flags | start, resume)[1], None if resume is None else folder, _say)
         write_config(folder / "config.yaml", prepared.config)  # which a fit that goes on leaves as it is
     return prepared, folder

@@ -43,7 +43,7 @@ def info(model: str) -> None:
     table.add_row("format", str(header["format"]))
     if "check" in provenance:
         table.add_row("check of the labels", provenance["check"])
-    for name in ("training_data", "versions"):
+    for name in ("training_data", "teacher", "versions"):
         for key, value in provenance.get(name, {}).items():
             table.add_row(f"{name.replace('_', ' ')}: {key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
     console.print(table)

@@ -32,10 +32,12 @@ def default_folder(data: str, overwrite: bool, locks: ExitStack) -> Path:
 
 
 def refuse_existing(folder: Path) -> None:
+    from flashace.teach.before_fit import settings_in
     from flashace.train.checkpoint import checkpoints_in
     from flashace.train.run_folder import LEFT_BY_A_FIT
 
-    if any((folder / name).exists() for name in LEFT_BY_A_FIT) or checkpoints_in(folder / "checkpoints"):
+    left = any((folder / name).exists() for name in LEFT_BY_A_FIT) or checkpoints_in(folder / "checkpoints")
+    if left or settings_in(folder) is not None:
         raise FlashACEError(
             f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, or --resume {folder}"
         )

@@ -60,16 +60,14 @@ def choose(prepared: "Prepared", asked: Asked, folder: Path | None) -> "SampleCo
     return with_number(settings, [frame.atoms for frame in frames], t.max_time)
 
 
-def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", folder: Path, started: float, anew: bool) -> dict[str, Any]:
+def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", folder: Path, started: float) -> dict[str, Any]:
     """The options by which the fit starts from what the teacher has taught. Exits with status 130 where Ctrl-C or SIGTERM came first.
 
     `options` are those of the fit as they were given, with what was left open.
     """
-    from flashace.teach.before_fit import PLACE, taught
+    from flashace.teach.before_fit import taught
     from flashace.train.config import write_config
 
-    if anew:
-        shutil.rmtree(folder / PLACE, ignore_errors=True)
     write_config(folder / "config.yaml", options)  # by which `--resume` finds what was asked for
     try:
         model = taught(prepared, settings, folder, console, started)
@@ -79,6 +77,23 @@ def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", 
         console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
         raise SystemExit(130)
     return {"pretrained": str(model)}
+
+
+def forget(folder: Path) -> None:
+    """What an earlier fit in this folder had from a teacher is deleted, where it is that."""
+    from flashace.teach import before_fit
+
+    if before_fit.settings_in(folder) is not None:
+        shutil.rmtree(folder / before_fit.PLACE)
+
+
+def sign(folder: Path) -> None:
+    """Where a fit learned from a teacher, its model file says so."""
+    from flashace.teach import before_fit
+
+    settings = before_fit.settings_in(folder)
+    if settings is not None:
+        before_fit.sign(folder / "model.pt", settings)
 
 
 def best_of(

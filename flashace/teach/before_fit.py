@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from flashace.calculator import choose_dtype
+from flashace.potential.model_file import load_model, read_header, save_model
 from flashace.teach.config import SampleConfig, read_options, write_options
 from flashace.teach.sample import sample
 from flashace.teach.student import learn
+from flashace.teach.teachers import teacher
 from flashace.train.prepare import Prepared
 
 PLACE = "teacher"  # folder within the run folder
@@ -38,3 +41,11 @@ def settings_in(folder: Path) -> SampleConfig | None:
     """With which a teacher was asked in this run folder; None where none was. Raises FlashACEError for a damaged file."""
     path = folder / PLACE / "config.yaml"
     return read_options(path, SampleConfig) if path.exists() else None
+
+
+def sign(model: Path, settings: SampleConfig) -> None:
+    """Write into the model file who taught it, and the licence of that."""
+    named = teacher(settings.teacher, settings.teacher_arg)
+    header = read_header(model)
+    network = load_model(model, choose_dtype(header["dtype"]))
+    save_model(model, network, header["provenance"] | {"teacher": {"name": named.source, "licence": named.licence}})

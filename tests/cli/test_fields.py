@@ -9,9 +9,11 @@ from flashace.cli.check import check
 from flashace.cli.fields import LABEL_KEYS
 from flashace.cli.fit import fit
 from flashace.potential.config import ModelConfig
+from flashace.teach.config import SampleConfig
 from flashace.train.config import TrainConfig, load_config
 
 KNOWN = {f.name: f for kind in (TrainConfig, ModelConfig) for f in fields(kind)}
+OF_A_TEACHER = {f.name for f in fields(SampleConfig)} - set(KNOWN)
 
 
 def flags(command):
@@ -22,7 +24,7 @@ def flags(command):
 def test_every_field_but_mappings_is_a_flag_without_a_default_of_its_own():
     made = flags(fit)
     assert set(KNOWN) - set(made) == {"data", "atomic_energies"}  # the argument; and what a command line has no form for
-    assert set(made) - set(KNOWN) == {"config", "overwrite", "dry_run", "resume"}
+    assert set(made) - set(KNOWN) == {"config", "overwrite", "dry_run", "resume"} | OF_A_TEACHER
     assert set(flags(check)) == {"json_file", *LABEL_KEYS}
     given = fit.make_context("fit", []).params
     assert all(given[name] in (None, ()) for name in set(made) & set(KNOWN))  # a default would overrule the file

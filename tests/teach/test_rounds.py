@@ -132,6 +132,8 @@ def test_a_fit_starts_from_what_a_teacher_has_taught(flashace, data):
     seeds = [frame for frame in read("run/teacher/frames.extxyz", ":") if frame.info["config_type"] == "seed"]
     assert seeds
     assert all(any(np.allclose(frame.positions, positions, atol=1e-6) for positions in training) for frame in seeds)
+    assert "LGPL" in flashace("info", "run/model.pt").output  # of EMT
+    assert "holds a fit already" in flashace("fit", data, *TINY, "--output", "run").output
     assert read_header("run/model.pt")["atomic_energies"] != read_header("run/teacher/student/model.pt")["atomic_energies"]
 
 
@@ -142,6 +144,7 @@ def test_an_interrupted_lesson_goes_on(flashace, data, monkeypatch):
         result = flashace(*asked)
     assert result.exit_code == 130
     assert "flashace fit --resume run" in result.output
+    assert "holds a fit already" in flashace(*asked).output
     labels = Path("run/teacher/frames.extxyz").stat().st_mtime_ns
     result = flashace("fit", "--resume", "run")
     assert result.exit_code == 0, result.output
@@ -150,6 +153,10 @@ def test_an_interrupted_lesson_goes_on(flashace, data, monkeypatch):
     assert config["pretrained"] == "run/teacher/student/model.pt"
     assert config["epochs"] == 10  # none was given: 22 steps would be fewer
     assert Path("run/model.pt").is_file()
+    result = flashace("fit", data, *TINY, "--epochs", 1, "--output", "run", "--overwrite")  # without a teacher
+    assert result.exit_code == 0, result.output
+    assert not Path("run/teacher").exists()
+    assert "LGPL" not in flashace("info", "run/model.pt").output
 
 
 def test_validation_frames_are_no_seeds(flashace, data):
