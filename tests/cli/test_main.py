@@ -25,7 +25,7 @@ def test_help_is_there_before_pytorch_is():
 
 
 def test_every_command_stands_in_the_file_of_its_name():
-    shared = {"__init__", "fields", "main", "run_folder", "shared", "terminal"}
+    shared = {"__init__", "fields", "main", "run_folder", "shared", "teaching", "terminal"}
     assert {file.stem for file in Path(main.__file__).parent.glob("*.py")} - shared == set(main.COMMANDS)
 
 
