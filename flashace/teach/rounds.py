@@ -18,13 +18,14 @@ from flashace.engines.many import evaluate_many
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.teach.config import DistillConfig, SampleConfig
-from flashace.teach.sample import label, sample
-from flashace.teach.sampling.dynamics import dynamics
+from flashace.teach.sample import cohesion, label, sample
+from flashace.teach.sampling.dynamics import dynamics, temperatures_of
 from flashace.teach.sampling.seed import Seed, look_at
 from flashace.teach.student import learn
 from flashace.teach.task import Label, Task
 from flashace.train.config import FitConfig
 
+SAMPLED = "sampled.extxyz"
 EVERY = 20  # of the sampled frames, the last is held out
 HELD_OUT = 4  # each fourth trajectory of a student is for its errors, and never learned
 LEARNED = 0.5  # of the other frames of a student, those that it is least sure of
@@ -58,7 +59,7 @@ def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfi
     than `settings.error`, after `settings.rounds`, or when the time is over. What is there is not made twice.
     """
     began = time.monotonic()
-    sampled = folder / "sampled.extxyz"
+    sampled = folder / SAMPLED
     if not sampled.exists():
         sample(structures, settings, sampled, console)
     data, place = [_hold_out(sampled, folder)], folder / "student"
@@ -77,7 +78,7 @@ def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfi
         said = rounds[-1]
         console.print(
             f"round {number}: on {said.frames} frames of its own dynamics the forces are off by {said.forces:.1f} meV/Å, "
-            f"energies by {said.energy:.2f} meV/atom; {settings.error:g} meV/Å asked",
+            f"energies by {said.energy:.2f} meV/atom; {settings.error:g} meV/Å asked; {said.failed} frames were put aside",
             soft_wrap=True,
         )
         if said.forces <= settings.error or number == settings.rounds or _minutes_left(settings, began) <= 0:
@@ -112,7 +113,7 @@ def _look(
     place.mkdir(parents=True, exist_ok=True)
     held, learned = place / "held_out.extxyz", place / "frames.extxyz"
     if not learned.exists():
-        seeds = [look_at(atoms) for atoms in structures]
+        seeds = [look_at(atoms) for atoms in structures if len(atoms) > 1]
         own = _own_frames(model, seeds, settings, place, number, console)
         _label(model, own, settings, place, console)
     frames = read(held, ":")
@@ -130,10 +131,12 @@ def _own_frames(
 ) -> list[tuple[int, Atoms]]:
     """Trajectory and frame, of dynamics by the student; seeds of each shape in turn."""
     rng = np.random.default_rng([settings.seed, number + 1])
+    heat = cohesion(list(read_extxyz(place.parent / SAMPLED)))
     tasks: list[Any] = []
     for shape in dict.fromkeys(seed.shape for seed in seeds):
         alike = [seed for seed in seeds if seed.shape == shape]
-        tasks += dynamics(alike, max(settings.round_frames * len(alike) // len(seeds), 1), rng, settings)
+        here = replace(settings, temperatures=settings.temperatures or temperatures_of(shape, heat))
+        tasks += dynamics(alike, max(settings.round_frames * len(alike) // len(seeds), 1), rng, here)
     tasks = [replace(task, key=f"own-{n:05d}") for n, task in enumerate(tasks)]
     path = place / "own.extxyz"
     label(tasks, replace(settings, teacher=f"flashace:{model}", teacher_arg=()), path, console)
