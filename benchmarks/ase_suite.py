@@ -12,6 +12,8 @@ from ase.calculators import emt
 
 from flashace import FlashACE
 
+WARNINGS = "CoordinationWarning", "FreeAtomsWarning", "PrecisionWarning", "ShortDistanceWarning"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -19,7 +21,8 @@ def main() -> None:
     parser.add_argument("tests", nargs="+", help="modules of ase.test")
     arguments = parser.parse_args()
     with patch.object(emt, "EMT", lambda **_: FlashACE(arguments.model.resolve(), dtype="float64")):
-        raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", "--pyargs", *arguments.tests]))
+        quiet = [f"-Wignore::flashace.errors.{kind}" for kind in WARNINGS]  # which ASE's own settings would turn into errors
+        raise SystemExit(pytest.main(["-q", "-p", "no:cacheprovider", *quiet, "--pyargs", *arguments.tests]))
 
 
 if __name__ == "__main__":
