@@ -52,10 +52,13 @@ def plan(structures: Sequence[Atoms], num: int, seed: int, settings: SampleConfi
     """Tasks with `num` frames together and, first, one for each element alone and for seeds as they are.
 
     The same tasks for the same arguments. `cohesion`, the energy in eV that it takes to part the atoms of crystals and slabs, per atom,
-    tells how hot their dynamics has to be, where the settings do not.
+    tells how hot their dynamics has to be, where the settings do not. Raises FlashACEError where all structures are atoms alone.
     """
     rng = np.random.default_rng(seed)
-    seeds = [look_at(structures[n]) for n in rng.permutation(len(structures)) if len(structures[n]) > 1]
+    looked = [look_at(structures[n]) for n in rng.permutation(len(structures))]
+    seeds = [seed for seed in looked if len(seed.atoms) > 1 or seed.shape != "molecule"]  # an atom alone has nothing around it
+    if not seeds:
+        raise FlashACEError(f"seeds: expected a molecule or a crystal, got {len(looked)} single atoms alone; name other structures")
     as_given = [Drawn("seed", seed.atoms) for seed in seeds[: max(int(SEEDS * num), 1)]]
     tasks: list[Task] = [*as_given]
     for shape in SHARES:
