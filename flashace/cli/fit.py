@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import click
 from rich.table import Table
 
 from flashace.cli.fields import OF_A_FIT, OF_A_TEACHER, WithFields
-from flashace.cli.run_folder import config_of_run, default_folder, refuse_existing, spare_inputs
+from flashace.cli.run_folder import config_of_run, default_folder, holds_lesson, refuse_existing, refuse_others, spare_inputs
 from flashace.cli.teaching import Asked, asked_of, choose, teach
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
@@ -75,6 +76,7 @@ def _plan(
     from flashace.train.config import write_config
     from flashace.train.lock import locked
     from flashace.train.prepare import prepare
+    from flashace.train.run_folder import PLACE
 
     if resume is not None:
         config = config_of_run(resume, config, flags)
@@ -96,11 +98,14 @@ def _plan(
     if folder is None:
         folder = default_folder(prepared.config.train.data[0], overwrite, locks) if output is None else Path(output)
         locks.enter_context(locked(folder, tell=console.print))
+        refuse_others(folder, settings is not None)
         if not overwrite:
             refuse_existing(folder)
         spare_inputs(folder, prepared.config.train, path)
+        if holds_lesson(folder):
+            shutil.rmtree(folder / PLACE)  # the lesson of another fit: what it held out, this one may learn
     if settings is not None:
-        start = teach(prepared, options, settings, folder, asked.started, overwrite and resume is None)
+        start = teach(prepared, options, settings, folder, asked.started)
         prepared = prepare(_configuration(config, flags | start, resume)[1], None if resume is None else folder, _say)
         write_config(folder / "config.yaml", prepared.config)  # which a fit that goes on leaves as it is
     return prepared, folder

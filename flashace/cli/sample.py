@@ -32,6 +32,8 @@ def sample(seeds: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any)
         console.print("temperatures of crystals: where none are given, the run takes the melting point that the teacher's energies tell")
         return
     output = Path(config.output or "")
+    if output.suffix not in (".extxyz", ".xyz"):
+        raise FlashACEError(f"--output {output}: expected a name that ends in .extxyz, since that is what is written; correct it")
     if output.exists() and not overwrite:
         raise FlashACEError(f"--output {output}: expected a new file, this one is there; name another, or say --overwrite")
     try:

@@ -1,6 +1,5 @@
 """What `fit` and `distill` have in common: what a teacher can and cannot teach, shown before it is asked for thousands of labels."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -60,16 +59,14 @@ def choose(prepared: "Prepared", asked: Asked, folder: Path | None) -> "SampleCo
     return with_number(settings, [frame.atoms for frame in frames], t.max_time)
 
 
-def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", folder: Path, started: float, anew: bool) -> dict[str, Any]:
+def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", folder: Path, started: float) -> dict[str, Any]:
     """The options by which the fit starts from what the teacher has taught. Exits with status 130 where Ctrl-C or SIGTERM came first.
 
     `options` are those of the fit as they were given, with what was left open.
     """
-    from flashace.teach.before_fit import PLACE, taught
+    from flashace.teach.before_fit import taught
     from flashace.train.config import write_config
 
-    if anew:
-        shutil.rmtree(folder / PLACE, ignore_errors=True)
     write_config(folder / "config.yaml", options)  # by which `--resume` finds what was asked for
     try:
         model = taught(prepared, settings, folder, console, started)
@@ -103,6 +100,11 @@ def best_of(
         comparison = compare_teachers(calculators, frames)
         console.print(teacher_table(comparison.teachers))
         best = comparison.best
+        for name, why in comparison.put_aside.items():
+            console.print(f"{name} is put aside: {why}", soft_wrap=True)
+        for name, errors in comparison.teachers.items():
+            if errors.failed:
+                console.print(f"{name} failed on {len(errors.failed)} frames, such as {errors.failed[0]}", soft_wrap=True)
     floor = floor_of(calculators[best], structures, r_max)
     console.print(floor_table(floor, best))
     for sentence in floor.in_words():

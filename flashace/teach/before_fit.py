@@ -10,8 +10,8 @@ from flashace.teach.config import SampleConfig, read_options, write_options
 from flashace.teach.sample import sample
 from flashace.teach.student import learn
 from flashace.train.prepare import Prepared
+from flashace.train.run_folder import PLACE
 
-PLACE = "teacher"  # folder within the run folder
 MOST_SEEDS = 1000  # evenly drawn of the training frames
 SHARE = 0.6  # of what is left of `max_time` once the teacher has labelled; the rest is for the labels of the user
 

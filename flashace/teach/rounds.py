@@ -18,8 +18,8 @@ from flashace.engines.many import evaluate_many
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.teach.config import DistillConfig, SampleConfig
-from flashace.teach.sample import label, sample
-from flashace.teach.sampling.dynamics import dynamics
+from flashace.teach.sample import cohesion, label, sample
+from flashace.teach.sampling.dynamics import dynamics, temperatures_of
 from flashace.teach.sampling.seed import Seed, look_at
 from flashace.teach.student import learn
 from flashace.teach.task import Label, Task
@@ -86,13 +86,15 @@ def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfi
 
 
 def _hold_out(sampled: Path, folder: Path) -> Path:
-    """The frames to learn; each twentieth goes into held_out.extxyz, which no fit ever sees."""
+    """The frames to learn; each twentieth, or else the last, goes into held_out.extxyz, which no fit ever sees."""
     learned, held = folder / "frames.extxyz", folder / "held_out.extxyz"
     if not learned.exists():
         frames = list(read_extxyz(sampled))
-        for path, chosen in ((held, frames[EVERY - 1 :: EVERY]), (learned, [f for n, f in enumerate(frames) if n % EVERY != EVERY - 1])):
+        bound = [n for n, frame in enumerate(frames) if frame.info["config_type"] != "isolated_atom"]  # the zero of energy is learned
+        chosen = set(bound[EVERY - 1 :: EVERY] or bound[-1:])  # one at least: a certificate needs it
+        for path, own in ((held, [n for n in bound if n in chosen]), (learned, [n for n in range(len(frames)) if n not in chosen])):
             with whole_file(path) as aside:
-                write(aside, chosen, format="extxyz")
+                write(aside, [frames[n] for n in own], format="extxyz")
     return learned
 
 
@@ -130,13 +132,16 @@ def _own_frames(
 ) -> list[tuple[int, Atoms]]:
     """Trajectory and frame, of dynamics by the student; seeds of each shape in turn."""
     rng = np.random.default_rng([settings.seed, number + 1])
+    bound = cohesion(list(read_extxyz(place.parent / "sampled.extxyz")))
     tasks: list[Any] = []
     for shape in dict.fromkeys(seed.shape for seed in seeds):
         alike = [seed for seed in seeds if seed.shape == shape]
-        tasks += dynamics(alike, max(settings.round_frames * len(alike) // len(seeds), 1), rng, settings)
+        as_sampled = replace(settings, temperatures=settings.temperatures or temperatures_of(shape, bound))
+        tasks += dynamics(alike, max(settings.round_frames * len(alike) // len(seeds), 1), rng, as_sampled)
     tasks = [replace(task, key=f"own-{n:05d}") for n, task in enumerate(tasks)]
     path = place / "own.extxyz"
-    label(tasks, replace(settings, teacher=f"flashace:{model}", teacher_arg=()), path, console)
+    student = replace(settings, teacher=f"flashace:{model}", teacher_arg=())
+    label(tasks, student, path, console, same=False)  # its path is another one, seen from another folder
     return [(int(frame.info["task"].split("-")[1]), frame) for frame in read_extxyz(path)]
 
 

@@ -12,6 +12,7 @@ from flashace.train.config import FitConfig, load_config, write_config
 from flashace.train.lock import locked
 
 LEFT_BY_A_FIT = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png")
+PLACE = "teacher"  # folder within it, of what a teacher has taught before the fit
 
 
 @dataclass(frozen=True)
