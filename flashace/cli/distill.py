@@ -10,7 +10,7 @@ import click
 from flashace.cli.fields import OF_A_FIT, WithFields
 from flashace.cli.run_folder import OF_DISTILL as OPTIONS
 from flashace.cli.run_folder import default_folder
-from flashace.cli.teaching import best_of
+from flashace.cli.teaching import best_of, tell_charges
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -89,7 +89,9 @@ def _asked(seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms],
         raise FlashACEError("--teacher: expected the name of a teacher, got none; say tblite for molecules, chgnet for crystals")
     check_bounds(bounds_of(settings))
     student = {name: flags[name] for name in (*OF_THE_STUDENT, "seed") if flags[name] is not None}
-    return [atoms for atoms, _ in structures(seeds)], settings, make_config(student)
+    found = [atoms for atoms, _ in structures(seeds)]
+    tell_charges(found)
+    return found, settings, make_config(student)
 
 
 def bounds_of(settings: "DistillConfig") -> dict[str, float]:

@@ -78,6 +78,19 @@ def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", 
     return {"pretrained": str(model)}
 
 
+def tell_charges(structures: "Sequence[Atoms]") -> None:
+    """A line, where some have what a teacher does not hear of."""
+    from flashace.teach.labelling import is_charged
+
+    number = sum(map(is_charged, structures))
+    if number:
+        console.print(
+            f"{number} of {len(structures)} seeds have charges or magnetic moments, which the teacher does not hear of: "
+            "they are labelled as neutral and without",
+            soft_wrap=True,
+        )
+
+
 def best_of(
     names: Sequence[str], arguments: Sequence[str], r_max: float, structures: "Sequence[Atoms]", frames: "Sequence[Labelled]"
 ) -> str:
