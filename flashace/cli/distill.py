@@ -51,7 +51,7 @@ def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags
         if resume is not None:
             folder = Path(resume)
             locks.enter_context(locked(folder, tell=console.print))
-            structures, settings, like = _asked_before(folder, seeds, flags)
+            structures, settings, like = _asked_before(folder, (*seeds, *(["--overwrite"] if overwrite else [])), flags)
         else:
             structures, settings, like = _asked(seeds, flags)
             best_of([settings.teacher], settings.teacher_arg, like.model.r_max, structures, [])

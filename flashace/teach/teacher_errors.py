@@ -210,7 +210,8 @@ class Comparison:
 
 def compare_teachers(teachers: Mapping[str, Calculator], frames: Sequence[Labelled]) -> Comparison:
     """Each of them on at most 100 frames of each kind. Raises FlashACEError where none of them can do any."""
-    found, put_aside = {}, {}
+    found: dict[str, TeacherErrors] = {}
+    put_aside: dict[str, str] = {}
     for name, calculator in teachers.items():
         try:
             found[name] = teacher_errors(calculator, frames)

@@ -101,6 +101,7 @@ def test_a_run_folder_in_use_is_refused(flashace, seed):
         (("cu.xyz", "--teacher", "emt", "--bound", "laws"), "--bound: expected name=number"),
         (("cu.xyz", "--teacher", "emt", "--bound", "charm=1"), "got 'charm'"),
         (("--resume", ".", "--teacher", "emt"), "--resume: expected nothing beside it"),
+        (("--resume", ".", "--overwrite"), "got --overwrite"),
         (("--resume", "."), "found no distill.yaml"),
     ],
 )
