@@ -147,8 +147,14 @@ def _own_frames(
 
 def _label(model: Path, own: Sequence[tuple[int, Atoms]], settings: SampleConfig, place: Path, console: Console) -> None:
     """The teacher's labels of held-out frames and of those to learn, each in its file."""
-    held = [frame for trajectory, frame in own if trajectory % HELD_OUT == 0]
-    others = [frame for trajectory, frame in own if trajectory % HELD_OUT]
+    going = sorted({trajectory for trajectory, _ in own})  # without those that the student could not even begin
+    if len(going) < 2:
+        raise FlashACEError(
+            f"{place}: expected two trajectories of the student at least, got {len(going)}; {place / 'own.failed.extxyz'} says why; "
+            "it needs more frames (--num) or a longer fit"
+        )
+    held = [frame for trajectory, frame in own if trajectory in going[::HELD_OUT]]
+    others = [frame for trajectory, frame in own if trajectory not in going[::HELD_OUT]]
     order = np.argsort([-x for x in _uncertainties(model, others)], kind="stable")[: max(round(LEARNED * len(others)), 1)]
     chosen = {"held_out": held, "frames": [others[i] for i in sorted(order)]}
     tasks: list[Task] = [Label(f"{name}-{n:05d}", _bare(frame)) for name, frames in chosen.items() for n, frame in enumerate(frames)]

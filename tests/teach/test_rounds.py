@@ -146,6 +146,20 @@ def test_a_student_is_as_hot_as_its_samples_and_known_from_any_folder(tmp_path, 
     assert not same
 
 
+def test_a_student_that_cannot_begin_the_first_trajectory_is_still_measured(tmp_path, monkeypatch):
+    def label(tasks, settings, path, console):
+        write(path, [labelled(task.atoms, EMT(), task=task.key) for task in tasks])
+
+    monkeypatch.setattr(rounds, "label", label)
+    monkeypatch.setattr(rounds, "_uncertainties", lambda model, frames: [0.0] * len(frames))
+    settings = sample_config({"teacher": "emt"}, DistillConfig)
+    frames = sampled_frames(6)
+    rounds._label(Path("m.pt"), [(1, frames[1]), (2, frames[2]), (3, frames[3])], settings, tmp_path, None)
+    assert [len(read(tmp_path / f"{name}.extxyz", ":")) for name in ("held_out", "frames")] == [1, 1]
+    with pytest.raises(FlashACEError, match=r"got 1; .*own\.failed\.extxyz says why"):
+        rounds._label(Path("m.pt"), [(1, frames[1])], settings, tmp_path, None)
+
+
 def test_a_run_that_is_made_anew_spares_what_is_not_its_own(seed):
     run = Path("run")
     (run / "student").mkdir(parents=True)
