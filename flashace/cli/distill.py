@@ -1,5 +1,6 @@
 """`flashace distill`: seeds and a teacher in, a student with its certificate out."""
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashace.cli.fields import OF_A_FIT, WithFields
+from flashace.cli.run_folder import OF_DISTILL as OPTIONS
 from flashace.cli.run_folder import default_folder
-from flashace.cli.teaching import best_of
+from flashace.cli.teaching import best_of, tell_charges
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from flashace.teach.rounds import Round
     from flashace.train.config import FitConfig
 
-OPTIONS = "distill.yaml"
+LEFT_BY_DISTILL = (
+    "seeds.extxyz", "config.yaml", "sampled.*", "frames.extxyz", "held_out.extxyz", "student", "round-*", "rounds.csv", "model.pt",
+    "certificate.json", "certificate_*.png", "*.partial", OPTIONS,
+)  # fmt: skip
 # of the model and its fits; the rest is what `fit` does without being asked
 OF_THE_STUDENT = ("size", "r_max", "l_max", "correlation", "num_layers", "hidden_dim", "num_channels", "device", "dtype", "compile")
 OF_DISTILL = (
@@ -31,7 +36,7 @@ OF_DISTILL = (
 
 @click.command(cls=WithFields, kinds=("flashace.teach.config:DistillConfig", *OF_A_FIT), fields=(*OF_DISTILL, *OF_THE_STUDENT))
 @click.argument("seeds", nargs=-1)
-@click.option("--overwrite", is_flag=True, help="Delete what the run folder holds.")
+@click.option("--overwrite", is_flag=True, help="Delete the run that the folder holds.")
 @click.option("--resume", type=click.Path(), help="Run folder of an interrupted run: go on where it stopped.")
 def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags: Any) -> None:
     """A model that does what a teacher does, from the structures of SEEDS alone: sample, fit, correct the student where it goes by itself.
@@ -46,22 +51,25 @@ def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags
         if resume is not None:
             folder = Path(resume)
             locks.enter_context(locked(folder, tell=console.print))
-            structures, settings, like = _asked_before(folder, seeds, flags)
+            structures, settings, like = _asked_before(folder, (*seeds, *(["--overwrite"] if overwrite else [])), flags)
         else:
             structures, settings, like = _asked(seeds, flags)
             best_of([settings.teacher], settings.teacher_arg, like.model.r_max, structures, [])
             folder = default_folder(seeds[0], overwrite, locks) if settings.output is None else Path(settings.output)
             locks.enter_context(locked(folder, tell=console.print))
             settings = with_number(settings, structures, settings.max_time)
+            _spare(folder, seeds, settings.teacher)
             _take(folder, overwrite, structures, settings, like)
+            structures = _seeds(folder)  # with the digits that a run that goes on reads, or its tasks would be others
         try:
             rounds = stages.distill(structures, settings, like, folder, console)
+            found = None if rounds is None else _certified(rounds, structures, settings, folder)
         except KeyboardInterrupt:
-            rounds = None
-        if rounds is None:
-            console.print(f"interrupted; everything is saved. To go on:\n    flashace distill --resume {folder}", soft_wrap=True)
+            found = None
+        if found is None:
+            go_on = f"flashace distill --resume {shlex.quote(str(folder))}"
+            console.print(f"interrupted; everything is saved. To go on:\n    {go_on}", soft_wrap=True)
             raise SystemExit(130)
-        found = _certified(rounds, structures, settings, folder)
     console.print(f"model        {folder / 'model.pt'}\ncertificate  {folder / 'certificate.json'} and pictures beside it", soft_wrap=True)
     if not found.passed():
         console.print("a bound that was asked for does not hold: see NOT HELD above")
@@ -81,7 +89,9 @@ def _asked(seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms],
         raise FlashACEError("--teacher: expected the name of a teacher, got none; say tblite for molecules, chgnet for crystals")
     check_bounds(bounds_of(settings))
     student = {name: flags[name] for name in (*OF_THE_STUDENT, "seed") if flags[name] is not None}
-    return [atoms for atoms, _ in structures(seeds)], settings, make_config(student)
+    found = [atoms for atoms, _ in structures(seeds)]
+    tell_charges(found)
+    return found, settings, make_config(student)
 
 
 def bounds_of(settings: "DistillConfig") -> dict[str, float]:
@@ -97,7 +107,6 @@ def bounds_of(settings: "DistillConfig") -> dict[str, float]:
 
 
 def _asked_before(folder: Path, seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms], DistillConfig, FitConfig]":
-    from flashace.data.extxyz import read_extxyz
     from flashace.teach.config import DistillConfig, read_options
     from flashace.train.config import load_config
 
@@ -107,13 +116,28 @@ def _asked_before(folder: Path, seeds: tuple[str, ...], flags: dict[str, Any]) -
     if not (folder / OPTIONS).exists():
         raise FlashACEError(f"--resume {folder}: expected the run folder of a `flashace distill`, found no {OPTIONS} in it; name another")
     settings = read_options(folder / OPTIONS, DistillConfig)
-    return list(read_extxyz(folder / "seeds.extxyz")), settings, load_config(folder / "config.yaml", {})
+    return _seeds(folder), settings, load_config(folder / "config.yaml", {})
+
+
+def _seeds(folder: Path) -> "list[Atoms]":
+    from flashace.data.extxyz import read_extxyz
+
+    return list(read_extxyz(folder / "seeds.extxyz"))
+
+
+def _spare(folder: Path, seeds: tuple[str, ...], teacher: str) -> None:
+    """Raises FlashACEError where the run folder has what the run reads, which would be deleted."""
+    kind, _, model = teacher.partition(":")
+    for path in [*seeds, *([model] if kind == "flashace" else [])]:
+        if Path(path).resolve().is_relative_to(folder.resolve()):
+            raise FlashACEError(f"{folder}: expected a run folder without {path}, which the run reads and would delete; name another")
 
 
 def _take(folder: Path, overwrite: bool, structures: "list[Atoms]", settings: "DistillConfig", like: "FitConfig") -> None:
     """Into an empty folder go seeds and options, by which a run goes on. Raises FlashACEError for one that is in use."""
     import shutil
 
+    from ase import Atoms
     from ase.io import write
 
     from flashace.files import whole_file
@@ -124,11 +148,11 @@ def _take(folder: Path, overwrite: bool, structures: "list[Atoms]", settings: "D
     if any(path.name != ".lock" for path in folder.iterdir()) and not (ours and overwrite):
         how = f"--resume {folder}, or --overwrite it" if ours else "name another with --output"
         raise FlashACEError(f"{folder}: expected an empty run folder, this one is in use; {how}")
-    for path in folder.iterdir():
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (path for name in LEFT_BY_DISTILL for path in list(folder.glob(name))):  # what else is there is the user's
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     with whole_file(folder / "seeds.extxyz") as aside:
-        write(aside, structures, format="extxyz")
+        bare = [Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc) for atoms in structures]
+        write(aside, bare, format="extxyz")  # what else they have may not be written, or break a line
     write_config(folder / "config.yaml", like)
     write_options(folder / OPTIONS, settings)  # last: where it is, the others are
 

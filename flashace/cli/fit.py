@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ import click
 from rich.table import Table
 
 from flashace.cli.fields import OF_A_FIT, OF_A_TEACHER, WithFields
-from flashace.cli.run_folder import config_of_run, default_folder, refuse_existing, spare_inputs
-from flashace.cli.teaching import Asked, asked_of, choose, forget, sign, teach
+from flashace.cli.run_folder import config_of_run, default_folder, holds_lesson, refuse_existing, refuse_others, spare_inputs
+from flashace.cli.teaching import Asked, asked_of, choose, sign, teach
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -74,6 +75,7 @@ def _plan(
 ) -> "tuple[Prepared, Path] | None":
     """What is fitted, and the run folder, locked; shows the decisions. None for a dry run."""
     from flashace.evaluate import report
+    from flashace.teach.config import PLACE
     from flashace.train.config import write_config
     from flashace.train.lock import locked
     from flashace.train.prepare import prepare
@@ -98,10 +100,12 @@ def _plan(
     if folder is None:
         folder = default_folder(prepared.config.train.data[0], overwrite, locks) if output is None else Path(output)
         locks.enter_context(locked(folder, tell=console.print))
+        refuse_others(folder, settings is not None)
         if not overwrite:
             refuse_existing(folder)
         spare_inputs(folder, prepared.config.train, path)
-        forget(folder)
+        if holds_lesson(folder):
+            shutil.rmtree(folder / PLACE)  # the lesson of another fit: what it held out, this one may learn
     if settings is not None:
         start = teach(prepared, options, settings, folder, asked.started)
         prepared = prepare(_configuration(config, flags | start, resume)[1], None if resume is None else folder, _say)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flashace.train.config import TrainConfig
 
 LENGTHS = ("epochs", "max_time")
+OF_DISTILL = "distill.yaml"  # the options of a `flashace distill`
 
 
 def default_folder(data: str, overwrite: bool, locks: ExitStack) -> Path:
@@ -31,13 +32,35 @@ def default_folder(data: str, overwrite: bool, locks: ExitStack) -> Path:
     return folder
 
 
-def refuse_existing(folder: Path) -> None:
+def holds_lesson(folder: Path) -> bool:
+    """Whether a fit has left there what a teacher taught it; a user's folder may have the same name."""
+    from flashace.teach.config import PLACE
+
+    if not (folder / PLACE / "config.yaml").exists():
+        return False
     from flashace.teach.before_fit import settings_in
+
+    try:
+        return settings_in(folder) is not None
+    except FlashACEError:
+        return False
+
+
+def refuse_others(folder: Path, teacher: bool) -> None:
+    """Raises FlashACEError where `flashace distill` has the folder and, with a `teacher`, where its lesson would mix with others' files."""
+    from flashace.teach.config import PLACE
+
+    if (folder / OF_DISTILL).exists():
+        raise FlashACEError(f"{folder}: expected a run folder of a fit, this one is of `flashace distill`; name another with --output")
+    if teacher and (folder / PLACE).exists() and not holds_lesson(folder):
+        raise FlashACEError(f"{folder}: expected a run folder without {folder / PLACE}, which no fit has made; name another with --output")
+
+
+def refuse_existing(folder: Path) -> None:
     from flashace.train.checkpoint import checkpoints_in
     from flashace.train.run_folder import LEFT_BY_A_FIT
 
-    left = any((folder / name).exists() for name in LEFT_BY_A_FIT) or checkpoints_in(folder / "checkpoints")
-    if left or settings_in(folder) is not None:
+    if any((folder / name).exists() for name in LEFT_BY_A_FIT) or holds_lesson(folder) or checkpoints_in(folder / "checkpoints"):
         raise FlashACEError(
             f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, or --resume {folder}"
         )
@@ -45,11 +68,14 @@ def refuse_existing(folder: Path) -> None:
 
 def spare_inputs(folder: Path, options: "TrainConfig", config: str | None) -> None:
     """Raises FlashACEError where the run folder would lose what the fit reads."""
+    from flashace.teach.config import PLACE
     from flashace.train.run_folder import LEFT_BY_A_FIT
 
     read = [config, *options.data, *options.valid, *options.replay, options.isolated_atoms, options.resume_from, options.pretrained]
     for path in filter(None, read):
-        if any(same_file(folder / name, file) for name in ("config.yaml", *LEFT_BY_A_FIT) for file in files_read(Path(path))):
+        if Path(path).resolve().is_relative_to((folder / PLACE).resolve()) or any(
+            same_file(folder / name, file) for name in ("config.yaml", *LEFT_BY_A_FIT) for file in files_read(Path(path))
+        ):
             raise FlashACEError(f"{folder}: expected a run folder in which {path}, which the fit reads, is not overwritten; name another")
     start = options.resume_from or options.pretrained
     if start is not None and same_file(folder, _run_folder(Path(start), options.checkpoint_dir)):
@@ -71,6 +97,8 @@ def config_of_run(run: str, config: str | None, flags: dict[str, Any]) -> str:
             f"--resume {run} takes its options from that folder; leave out {', '.join(given or ['config'])} (--epochs and --max-time alone "
             "may be given, to make it longer)"
         )
+    if (Path(run) / OF_DISTILL).exists():
+        raise FlashACEError(f"--resume {run}: expected the folder of a fit, this run goes on with `flashace distill --resume {run}`")
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise FlashACEError(f"--resume {run}: expected the folder of a run, found no {path}; name one, or start the fit anew")

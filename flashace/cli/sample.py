@@ -7,6 +7,7 @@ import click
 
 from flashace.cli.fields import WithFields
 from flashace.cli.shared import check_output
+from flashace.cli.teaching import tell_charges
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -27,11 +28,14 @@ def sample(seeds: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any)
         raise FlashACEError("--output: expected a file for the frames, got none; name one, such as -o sampled.extxyz")
     check_output("--output", config.output, *seeds)
     found = [atoms for atoms, _ in structures(seeds)]
+    tell_charges(found)
     if dry_run:
         console.print(decisions(plan(found, config.num or USUAL, config.seed, config), found, config))
         console.print("temperatures of crystals: where none are given, the run takes the melting point that the teacher's energies tell")
         return
     output = Path(config.output or "")
+    if output.suffix not in (".extxyz", ".xyz"):
+        raise FlashACEError(f"--output {output}: expected a name that ends in .extxyz, since that is what is written; correct it")
     if output.exists() and not overwrite:
         raise FlashACEError(f"--output {output}: expected a new file, this one is there; name another, or say --overwrite")
     try:

@@ -1,11 +1,11 @@
 """What `fit` and `distill` have in common: what a teacher can and cannot teach, shown before it is asked for thousands of labels."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashace.cli.run_folder import holds_lesson
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -79,21 +79,26 @@ def teach(prepared: "Prepared", options: "FitConfig", settings: "SampleConfig", 
     return {"pretrained": str(model)}
 
 
-def forget(folder: Path) -> None:
-    """What an earlier fit in this folder had from a teacher is deleted, where it is that."""
-    from flashace.teach import before_fit
-
-    if before_fit.settings_in(folder) is not None:
-        shutil.rmtree(folder / before_fit.PLACE)
-
-
 def sign(folder: Path) -> None:
     """Where a fit learned from a teacher, its model file says so."""
     from flashace.teach import before_fit
 
-    settings = before_fit.settings_in(folder)
+    settings = before_fit.settings_in(folder) if holds_lesson(folder) else None
     if settings is not None:
         before_fit.sign(folder / "model.pt", settings)
+
+
+def tell_charges(structures: "Sequence[Atoms]") -> None:
+    """A line, where some have what a teacher does not hear of."""
+    from flashace.teach.labelling import is_charged
+
+    number = sum(map(is_charged, structures))
+    if number:
+        console.print(
+            f"{number} of {len(structures)} seeds have charges or magnetic moments, which the teacher does not hear of: "
+            "they are labelled as neutral and without",
+            soft_wrap=True,
+        )
 
 
 def best_of(
@@ -118,6 +123,11 @@ def best_of(
         comparison = compare_teachers(calculators, frames)
         console.print(teacher_table(comparison.teachers))
         best = comparison.best
+        for name, why in comparison.put_aside.items():
+            console.print(f"{name} is put aside: {why}", soft_wrap=True)
+        for name, errors in comparison.teachers.items():
+            if errors.failed:
+                console.print(f"{name} failed on {len(errors.failed)} frames, such as {errors.failed[0]}", soft_wrap=True)
     floor = floor_of(calculators[best], structures, r_max)
     console.print(floor_table(floor, best))
     for sentence in floor.in_words():

@@ -8,13 +8,12 @@ from rich.console import Console
 
 from flashace.calculator import choose_dtype
 from flashace.potential.model_file import load_model, read_header, save_model
-from flashace.teach.config import SampleConfig, read_options, write_options
+from flashace.teach.config import PLACE, SampleConfig, read_options, write_options
 from flashace.teach.sample import sample
 from flashace.teach.student import learn
 from flashace.teach.teachers import teacher
 from flashace.train.prepare import Prepared
 
-PLACE = "teacher"  # folder within the run folder
 MOST_SEEDS = 1000  # evenly drawn of the training frames
 SHARE = 0.6  # of what is left of `max_time` once the teacher has labelled; the rest is for the labels of the user
 

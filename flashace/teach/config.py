@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 
+PLACE = "teacher"  # folder in a run folder, of what a teacher has taught before the fit
 USUAL = 2000  # frames of a teacher, where neither their number nor a time is given
 Config = TypeVar("Config", bound="SampleConfig")
 

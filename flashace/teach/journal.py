@@ -189,6 +189,8 @@ def _is_torn(rest: BinaryIO) -> bool:
     """Whether this can be what an ended writer leaves: nothing, the first part of one group, or what never reached the disk: zeros."""
     keys, lines, last = set(), 0, b""
     for last in rest:
+        if lines == 0 and last.partition(b"\0")[0].strip().strip(b"0123456789"):
+            return False  # none of ours begins so
         if b"\0" in last:
             return True
         keys |= {_value(KEY, last)} - {""}

@@ -93,6 +93,13 @@ def key_of(atoms: Atoms) -> str:
     return digest.hexdigest()[:24]
 
 
+def is_charged(atoms: Atoms) -> bool:
+    """Whether it has charges or magnetic moments, or says that it has a charge, which a teacher does not hear of."""
+    arrays = [atoms.arrays[name] for name in ("initial_charges", "initial_magmoms") if name in atoms.arrays]
+    told = [np.asarray(atoms.info[name]) != 0 for name in ("charge", "total_charge") if name in atoms.info]
+    return any(np.any(values) for values in [*arrays, *told])
+
+
 def _survey(paths: Sequence[str | Path], journal: Journal, summary: Summary) -> set[str]:
     """The keys of the structures that are left to label; the journal gets those that are none."""
     seen: set[str] = set()
@@ -101,7 +108,7 @@ def _survey(paths: Sequence[str | Path], journal: Journal, summary: Summary) -> 
         summary.frames += 1
         summary.twice += key in seen
         summary.had_labels += any(sources_in(atoms, label, (*label.named, *label.found)) for label in LABELS.values())
-        summary.charged += any(atoms.arrays[name].any() for name in ("initial_charges", "initial_magmoms") if name in atoms.arrays)
+        summary.charged += is_charged(atoms)
         if key in seen:
             continue
         seen.add(key)

@@ -20,7 +20,7 @@ from flashace.files import whole_file
 from flashace.teach.config import DistillConfig, SampleConfig
 from flashace.teach.sample import cohesion, label, sample
 from flashace.teach.sampling.dynamics import dynamics, temperatures_of
-from flashace.teach.sampling.seed import Seed, look_at
+from flashace.teach.sampling.seed import Seed, is_alone, look_at
 from flashace.teach.student import learn
 from flashace.teach.task import Label, Task
 from flashace.train.config import FitConfig
@@ -87,13 +87,15 @@ def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfi
 
 
 def _hold_out(sampled: Path, folder: Path) -> Path:
-    """The frames to learn; each twentieth goes into held_out.extxyz, which no fit ever sees."""
+    """The frames to learn; each twentieth, or else the last, goes into held_out.extxyz, which no fit ever sees."""
     learned, held = folder / "frames.extxyz", folder / "held_out.extxyz"
     if not learned.exists():
         frames = list(read_extxyz(sampled))
-        for path, chosen in ((held, frames[EVERY - 1 :: EVERY]), (learned, [f for n, f in enumerate(frames) if n % EVERY != EVERY - 1])):
+        bound = [n for n, frame in enumerate(frames) if frame.info["config_type"] != "isolated_atom"]  # the zero of energy is learned
+        chosen = set(bound[EVERY - 1 :: EVERY] or bound[-1:])  # one at least: a certificate needs it
+        for path, own in ((held, [n for n in bound if n in chosen]), (learned, [n for n in range(len(frames)) if n not in chosen])):
             with whole_file(path) as aside:
-                write(aside, chosen, format="extxyz")
+                write(aside, [frames[n] for n in own], format="extxyz")
     return learned
 
 
@@ -113,7 +115,7 @@ def _look(
     place.mkdir(parents=True, exist_ok=True)
     held, learned = place / "held_out.extxyz", place / "frames.extxyz"
     if not learned.exists():
-        seeds = [look_at(atoms) for atoms in structures if len(atoms) > 1]
+        seeds = [seed for seed in map(look_at, structures) if not is_alone(seed)]
         own = _own_frames(model, seeds, settings, place, number, console)
         _label(model, own, settings, place, console)
     frames = read(held, ":")
@@ -131,22 +133,29 @@ def _own_frames(
 ) -> list[tuple[int, Atoms]]:
     """Trajectory and frame, of dynamics by the student; seeds of each shape in turn."""
     rng = np.random.default_rng([settings.seed, number + 1])
-    heat = cohesion(list(read_extxyz(place.parent / SAMPLED)))
+    bound = cohesion(list(read_extxyz(place.parent / SAMPLED)))
     tasks: list[Any] = []
     for shape in dict.fromkeys(seed.shape for seed in seeds):
         alike = [seed for seed in seeds if seed.shape == shape]
-        here = replace(settings, temperatures=settings.temperatures or temperatures_of(shape, heat))
-        tasks += dynamics(alike, max(settings.round_frames * len(alike) // len(seeds), 1), rng, here)
+        as_sampled = replace(settings, temperatures=settings.temperatures or temperatures_of(shape, bound))
+        tasks += dynamics(alike, max(settings.round_frames * len(alike) // len(seeds), 1), rng, as_sampled)
     tasks = [replace(task, key=f"own-{n:05d}") for n, task in enumerate(tasks)]
     path = place / "own.extxyz"
-    label(tasks, replace(settings, teacher=f"flashace:{model}", teacher_arg=()), path, console)
+    student = replace(settings, teacher=f"flashace:{model}", teacher_arg=())
+    label(tasks, student, path, console, same=False)  # its path is another one, seen from another folder
     return [(int(frame.info["task"].split("-")[1]), frame) for frame in read_extxyz(path)]
 
 
 def _label(model: Path, own: Sequence[tuple[int, Atoms]], settings: SampleConfig, place: Path, console: Console) -> None:
     """The teacher's labels of held-out frames and of those to learn, each in its file."""
-    held = [frame for trajectory, frame in own if trajectory % HELD_OUT == 0]
-    others = [frame for trajectory, frame in own if trajectory % HELD_OUT]
+    going = sorted({trajectory for trajectory, _ in own})  # without those that the student could not even begin
+    if len(going) < 2:
+        raise FlashACEError(
+            f"{place}: expected two trajectories of the student at least, got {len(going)}; {place / 'own.failed.extxyz'} says why; "
+            "it needs more frames (--num) or a longer fit"
+        )
+    held = [frame for trajectory, frame in own if trajectory in going[::HELD_OUT]]
+    others = [frame for trajectory, frame in own if trajectory not in going[::HELD_OUT]]
     order = np.argsort([-x for x in _uncertainties(model, others)], kind="stable")[: max(round(LEARNED * len(others)), 1)]
     chosen = {"held_out": held, "frames": [others[i] for i in sorted(order)]}
     tasks: list[Task] = [Label(f"{name}-{n:05d}", _bare(frame)) for name, frames in chosen.items() for n, frame in enumerate(frames)]

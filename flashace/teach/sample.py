@@ -25,7 +25,7 @@ from flashace.teach.sampling.drawn import Drawn
 from flashace.teach.sampling.dynamics import OF_MELTING, dynamics, temperatures_of
 from flashace.teach.sampling.isolated_atom import IsolatedAtom
 from flashace.teach.sampling.rattled import rattled
-from flashace.teach.sampling.seed import Seed, Shape, look_at
+from flashace.teach.sampling.seed import Seed, Shape, is_alone, look_at
 from flashace.teach.sampling.slabs import slabs
 from flashace.teach.sampling.stretched import stretched
 from flashace.teach.sampling.torsion import torsion
@@ -52,10 +52,13 @@ def plan(structures: Sequence[Atoms], num: int, seed: int, settings: SampleConfi
     """Tasks with `num` frames together and, first, one for each element alone and for seeds as they are.
 
     The same tasks for the same arguments. `cohesion`, the energy in eV that it takes to part the atoms of crystals and slabs, per atom,
-    tells how hot their dynamics has to be, where the settings do not.
+    tells how hot their dynamics has to be, where the settings do not. Raises FlashACEError where all structures are atoms alone.
     """
     rng = np.random.default_rng(seed)
-    seeds = [look_at(structures[n]) for n in rng.permutation(len(structures)) if len(structures[n]) > 1]
+    looked = [look_at(structures[n]) for n in rng.permutation(len(structures))]
+    seeds = [seed for seed in looked if not is_alone(seed)]
+    if not seeds:
+        raise FlashACEError(f"seeds: expected a molecule or a crystal, got {len(looked)} single atoms alone; name other structures")
     as_given = [Drawn("seed", seed.atoms) for seed in seeds[: max(int(SEEDS * num), 1)]]
     tasks: list[Task] = [*as_given]
     for shape in SHARES:
@@ -116,8 +119,11 @@ def sample(structures: Sequence[Atoms], settings: SampleConfig, output: Path, co
     label(tasks, settings, labels, console)
     frames = _in_order(labels, tasks)
     _tell_put_aside(labels, console)
-    if not frames:
-        raise FlashACEError(f"teacher {settings.teacher}: expected labels, got none for {len(tasks)} tasks; look at {labels}")
+    if all(frame.info["config_type"] == "isolated_atom" for frame in frames):
+        raise FlashACEError(
+            f"teacher {settings.teacher}: expected labels, got none for {len(tasks)} tasks but isolated atoms; "
+            f"{_aside(labels)} says why, and without that file they are tried again"
+        )
     frames = _without_near_duplicates(frames, console)
     with whole_file(output) as file:
         write(file, frames, format="extxyz")
@@ -131,10 +137,11 @@ def journal_of(output: Path) -> Path:
     return output.with_name(f"{output.stem}.journal.extxyz")
 
 
-def label(tasks: Sequence[Task], settings: SampleConfig, path: Path, console: Console) -> None:
-    """The labels of `tasks` into the journal at `path`, but for those that it has."""
+def label(tasks: Sequence[Task], settings: SampleConfig, path: Path, console: Console, same: bool = True) -> None:
+    """The labels of `tasks` into the journal at `path`, but for those that it has. Raises FlashACEError where these are of a teacher of
+    another name, unless `same` is false."""
     named = teacher(settings.teacher, settings.teacher_arg)
-    with undone_by_signals(), Journal(path, named.source) as journal, progress_bar(console) as progress:
+    with undone_by_signals(), Journal(path, named.source if same else None) as journal, progress_bar(console) as progress:
         to_do = [task for task in tasks if task.key not in journal.done]
         if len(to_do) < len(tasks):
             console.print(f"{len(tasks) - len(to_do)} of {len(tasks)} tasks are done, as {path} has it", soft_wrap=True)
@@ -170,8 +177,13 @@ def _keep(task: Task, result: list[Atoms] | Failure, max_force: float, journal: 
             journal.put_aside(Failure(f"{task.key}-frame-{n}" if good or n else task.key, reason, frame))
 
 
+def _aside(journal: Path) -> Path:
+    """Where a journal has its failures."""
+    return journal.with_name(f"{journal.stem}.failed.extxyz")
+
+
 def _tell_put_aside(journal: Path, console: Console) -> None:
-    path = journal.with_name(f"{journal.stem}.failed.extxyz")
+    path = _aside(journal)
     reasons = Counter(
         re.sub(r"[-+]?\b\d[\d.e+-]*", "…", str(frame.info["reason"])) for frame in (read_extxyz(path) if path.exists() else [])
     )

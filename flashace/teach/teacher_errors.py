@@ -1,7 +1,7 @@
 """Teachers and a user's labelled frames in; how far each teacher is from these labels, kind by kind, and what it can be good for, out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -196,6 +196,7 @@ class Comparison:
     """Teachers by name, on the same frames."""
 
     teachers: dict[str, TeacherErrors]
+    put_aside: dict[str, str] = field(default_factory=dict)  # those that could do no frame, and why
 
     @property
     def best(self) -> str:
@@ -208,8 +209,17 @@ class Comparison:
 
 
 def compare_teachers(teachers: Mapping[str, Calculator], frames: Sequence[Labelled]) -> Comparison:
-    """Each of them on at most 100 frames of each kind. Raises FlashACEError as `teacher_errors` does."""
-    return Comparison({name: teacher_errors(calculator, frames) for name, calculator in teachers.items()})
+    """Each of them on at most 100 frames of each kind. Raises FlashACEError where none of them can do any."""
+    found: dict[str, TeacherErrors] = {}
+    put_aside: dict[str, str] = {}
+    for name, calculator in teachers.items():
+        try:
+            found[name] = teacher_errors(calculator, frames)
+        except FlashACEError as error:
+            put_aside[name] = str(error)
+    if not found:
+        raise FlashACEError("; ".join(f"{name}: {why}" for name, why in put_aside.items()))
+    return Comparison(found, put_aside)
 
 
 def teacher_table(teachers: Mapping[str, TeacherErrors]) -> Table:

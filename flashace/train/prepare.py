@@ -130,6 +130,12 @@ def prepare(config: FitConfig, restart: Path | None = None, tell: Callable[[str]
             _check_start(start, config, statistics.elements_of(train))
         references = _references(t, data, chained(train, valid), start, resumed)
         replay = Replay() if resumed is None else read_replay(t, resumed, [], (resumed.state or {}).get("replay", {}))
+    known = frames_in_both(replay.train, valid)
+    if known:
+        tell(
+            f"replay: {len(known)} of {len(valid)} validation frames are among the old frames too, {known[0]} the first: "
+            "with the same labels there, their errors tell nothing about others"
+        )
     return Prepared(
         config=FitConfig(config.model, _settled(t, train, valid)),
         labels=data.labels,

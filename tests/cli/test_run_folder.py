@@ -3,6 +3,13 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
+from flashace.cli.run_folder import config_of_run, holds_lesson, refuse_existing, refuse_others, spare_inputs
+from flashace.errors import FlashACEError
+from flashace.teach.config import sample_config, write_options
+from flashace.train.config import TrainConfig
+
 
 def test_an_existing_run_is_not_overwritten_unless_told(flashace, write_yaml, data_file, one_line_error):
     write_yaml(Path("c.yaml"), epochs=1)
@@ -53,3 +60,27 @@ def test_a_fit_spares_its_configuration_and_what_it_starts_from(flashace, write_
     for name in ("run", "run/model.pt", "run/checkpoints", "run/checkpoints/best.pt"):
         one_line_error(flashace(*start, name), "run: expected .*overwrit")
     assert (Path("run/model.pt").read_bytes(), Path("c.yaml").exists()) == ((run_folder / "model.pt").read_bytes(), True)
+
+
+def test_a_lesson_of_another_fit_and_the_files_of_others_are_never_taken(tmp_path):
+    run = tmp_path / "run"
+    (run / "teacher").mkdir(parents=True)
+    (run / "teacher" / "config.yaml").write_text("data: [mine.xyz]\n")  # a run folder of the user that is called so
+    assert not holds_lesson(run)
+    refuse_existing(run)
+    refuse_others(run, teacher=False)
+    with pytest.raises(FlashACEError, match="which no fit has made"):
+        refuse_others(run, teacher=True)
+    write_options(run / "teacher" / "config.yaml", sample_config({"teacher": "emt"}))
+    refuse_others(run, teacher=True)
+    with pytest.raises(FlashACEError, match="holds a fit already"):  # its seeds may be what this one validates with
+        refuse_existing(run)
+    frames = run / "teacher" / "frames.extxyz"
+    frames.write_text("")
+    with pytest.raises(FlashACEError, match="is not overwritten"):
+        spare_inputs(run, TrainConfig(data=(str(frames),)), None)
+    (run / "distill.yaml").write_text("")
+    with pytest.raises(FlashACEError, match="goes on with `flashace distill --resume"):
+        config_of_run(str(run), None, {})
+    with pytest.raises(FlashACEError, match="is of `flashace distill`"):
+        refuse_others(run, teacher=False)

@@ -47,9 +47,17 @@ def test_frames_of_a_crystal_and_a_run_that_goes_on(flashace, copper, tmp_path, 
     assert np.allclose(again[0].get_potential_energy(), frames[0].get_potential_energy())
 
 
+def test_charges_that_the_teacher_does_not_hear_of_are_told(flashace, copper):
+    charged = bulk("Cu")
+    charged.info["charge"] = 1
+    write("cu.extxyz", [bulk("Cu"), charged])
+    assert "1 of 2 seeds have charges" in flashace(*copper, "-n", 5, "--dry-run").output
+
+
 def test_what_a_user_may_get_wrong(flashace, copper, one_line_error):
     one_line_error(flashace(*copper, "-n", 5), "--output: expected a file")
     one_line_error(flashace(*copper, "-o", "cu.extxyz"), "another file")
+    one_line_error(flashace(*copper, "-o", "a.traj"), "ends in .extxyz")
     one_line_error(flashace(*copper, "-n", 0, "-o", "a.extxyz"), "`num`")
     one_line_error(flashace(*copper, "--temperatures", "-3", "-o", "a.extxyz"), "`temperatures`")
     one_line_error(flashace("sample", "cu.extxyz", "--teacher", "nobody", "-o", "a.extxyz"), "nobody")

@@ -94,6 +94,8 @@ OTHERS = {
     "frames without a task": lambda whole: b"1\nProperties=species:S:1:pos:R:3\nCu 0 0 0\n",
     "after ours": lambda whole: whole + b"1\nProperties=species:S:1:pos:R:3\nCu 0 0 0\n",
     "one of ours missing": lambda whole: whole[len(whole) // 3 :],
+    "binary": lambda whole: b"PK\3\4\0\0\0",
+    "a line": lambda whole: b"Dear diary",
     "text": lambda whole: b"Dear diary,\ntoday\nnothing\n",
 }
 

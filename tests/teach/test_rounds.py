@@ -1,20 +1,29 @@
 """`flashace distill` and `flashace fit --teacher`: from a seed to a checked model, with EMT as teacher and a student that learns little."""
 
 import csv
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from flashace import FlashACE
+from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header
-from flashace.teach import student
+from flashace.teach import rounds, student
+from flashace.teach.config import DistillConfig, sample_config
+from flashace.teach.sampling.seed import look_at
+from flashace.teach.task import labelled
 from flashace.train import prepare
+from flashace.train.config import make_config
+
+command = import_module("flashace.cli.distill")
 
 TINY = ("--size", "small", "--hidden-dim", 16, "--num-channels", 4, "--correlation", 2, "--r-max", 4.0, "--compile", "false")
 FEW = ("--teacher", "emt", "-n", 40, "--max-atoms", 8)
@@ -59,12 +68,12 @@ def test_what_is_there_is_not_made_twice(flashace, seed):
     files = list(Path("run").rglob("*.extxyz")) + list(Path("run").rglob("student/model.pt"))
     assert len([path for path in files if path.name == "model.pt"]) == 2  # of the samples, and of a round
     before = {path: path.stat().st_mtime_ns for path in files}
-    rounds = rounds_of("run")
-    assert [row["number"] for row in rounds] == ["0", "1"]
+    before_it = rounds_of("run")
+    assert [row["number"] for row in before_it] == ["0", "1"]
     result = flashace("distill", "--resume", "run")
     assert result.exit_code == 1, result.output
     assert {path: path.stat().st_mtime_ns for path in files} == before
-    assert rounds_of("run") == rounds
+    assert rounds_of("run") == before_it
     own, labels = ([frame.info["task"] for frame in read(f"run/round-1/{name}.extxyz", ":")] for name in ("own", "labels"))
     assert len(set(labels)) == len(labels)
     assert len(own) == 40
@@ -92,6 +101,7 @@ def test_a_run_folder_in_use_is_refused(flashace, seed):
         (("cu.xyz", "--teacher", "emt", "--bound", "laws"), "--bound: expected name=number"),
         (("cu.xyz", "--teacher", "emt", "--bound", "charm=1"), "got 'charm'"),
         (("--resume", ".", "--teacher", "emt"), "--resume: expected nothing beside it"),
+        (("--resume", ".", "--overwrite"), "got --overwrite"),
         (("--resume", "."), "found no distill.yaml"),
     ],
 )
@@ -99,6 +109,95 @@ def test_distill_says_what_it_lacks(flashace, seed, arguments, said):
     result = flashace("distill", *arguments)
     assert result.exit_code == 1
     assert said in result.output
+
+
+def sampled_frames(num):
+    """An isolated atom, a seed, and others."""
+    frames = [labelled(Atoms("Cu"), EMT(), config_type="isolated_atom"), labelled(bulk("Cu"), EMT(), config_type="seed")]
+    return [*frames, *(labelled(bulk("Cu", a=3.5 + n / 100), EMT(), config_type="strained") for n in range(num - 2))]
+
+
+@pytest.mark.parametrize(("num", "held"), [(5, [4]), (45, [20, 40])])
+def test_a_frame_is_held_out_however_few_there_are_and_no_isolated_atom(tmp_path, num, held):
+    frames = sampled_frames(num)
+    write(tmp_path / "sampled.extxyz", frames)
+    rounds._hold_out(tmp_path / "sampled.extxyz", tmp_path)
+    learned = read(tmp_path / "frames.extxyz", ":")
+    found = read(tmp_path / "held_out.extxyz", ":")
+    assert [len(found), len(learned)] == [len(held), num - len(held)]
+    assert np.allclose([f.get_volume() for f in found], [frames[n].get_volume() for n in held])
+    assert learned[0].info["config_type"] == "isolated_atom"
+
+
+def test_a_student_is_as_hot_as_its_samples_and_known_from_any_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def label(tasks, settings, path, console, same=True):
+        asked.append((tasks, same))
+        path.write_text("")
+
+    monkeypatch.setattr(rounds, "label", label)
+    write(tmp_path / "sampled.extxyz", sampled_frames(5))
+    settings = sample_config({"teacher": "emt", "max_atoms": 8}, DistillConfig)
+    (tmp_path / "round-1").mkdir()
+    rounds._own_frames(Path("m.pt"), [look_at(bulk("Cu"))], settings, tmp_path / "round-1", 0, None)
+    ((tasks, same),) = asked
+    assert {round(task.temperature) for task in tasks} == {310, 740, 1240, 1980}
+    assert not same
+
+
+def test_a_student_that_cannot_begin_the_first_trajectory_is_still_measured(tmp_path, monkeypatch):
+    def label(tasks, settings, path, console):
+        write(path, [labelled(task.atoms, EMT(), task=task.key) for task in tasks])
+
+    monkeypatch.setattr(rounds, "label", label)
+    monkeypatch.setattr(rounds, "_uncertainties", lambda model, frames: [0.0] * len(frames))
+    settings = sample_config({"teacher": "emt"}, DistillConfig)
+    frames = sampled_frames(6)
+    rounds._label(Path("m.pt"), [(1, frames[1]), (2, frames[2]), (3, frames[3])], settings, tmp_path, None)
+    assert [len(read(tmp_path / f"{name}.extxyz", ":")) for name in ("held_out", "frames")] == [1, 1]
+    with pytest.raises(FlashACEError, match=r"got 1; .*own\.failed\.extxyz says why"):
+        rounds._label(Path("m.pt"), [(1, frames[1])], settings, tmp_path, None)
+
+
+def test_a_run_that_is_made_anew_spares_what_is_not_its_own(seed):
+    run = Path("run")
+    (run / "student").mkdir(parents=True)
+    for name in ("distill.yaml", "sampled.journal.extxyz", "notes.txt", "student/model.pt"):
+        (run / name).write_text("")
+    command._take(run, True, [bulk("Cu")], sample_config({"teacher": "emt"}, DistillConfig), make_config({}))
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "distill.yaml", "notes.txt", "seeds.extxyz"]
+    for seeds, teacher in ((("run/seeds.extxyz",), "emt"), ((seed,), "flashace:run/model.pt"), ((seed,), "flashace:run")):
+        with pytest.raises(FlashACEError, match="would delete"):
+            command._spare(run, seeds, teacher)
+    command._spare(run, (seed,), "flashace:elsewhere/model.pt")
+
+
+def test_a_run_that_goes_on_has_the_same_seeds_to_the_last_digit(flashace, tmp_path, monkeypatch):
+    """Or the keys of its tasks would be others, and their labels be made twice."""
+    monkeypatch.chdir(tmp_path)
+    crystal = bulk("Cu", a=3.6 + 1 / 3)
+    crystal.rattle(0.1)
+    crystal.info["note"] = "two\nlines"
+    write("cu.traj", crystal)
+    had = []
+    monkeypatch.setattr(command, "best_of", lambda *arguments: "emt")
+    monkeypatch.setattr(rounds, "distill", lambda structures, *arguments: had.append(structures))  # as after Ctrl-C
+    assert flashace("distill", "cu.traj", *FEW, "--output", "run").exit_code == 130
+    assert flashace("distill", "--resume", "run").exit_code == 130
+    assert had[0] == had[1]
+
+
+def test_a_certificate_that_is_interrupted_is_no_bound_that_fails(flashace, seed, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "best_of", lambda *arguments: "emt")
+    monkeypatch.setattr(rounds, "distill", lambda *arguments: [])
+    monkeypatch.setattr(command, "_certified", interrupted)
+    result = flashace("distill", seed, *FEW, "--output", "a run")
+    assert result.exit_code == 130, result.output
+    assert "flashace distill --resume 'a run'" in result.output
 
 
 # fit --teacher

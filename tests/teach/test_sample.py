@@ -60,6 +60,16 @@ def test_what_a_seed_does_not_allow_falls_to_the_dynamics():
     assert found["md-300K"] + found["md-900K"] == 74
 
 
+def test_a_crystal_of_one_atom_is_a_seed_and_an_atom_alone_is_none():
+    alone = [Atoms("Cu"), Atoms("Au", cell=[15, 15, 15], pbc=True)]
+    found = kinds(plan([bulk("Cu"), *alone], 60, 0, SETTINGS))
+    assert found.pop("isolated_atom") == 2
+    assert found["seed"] == 1
+    assert sum(found.values()) == 60
+    with pytest.raises(FlashACEError, match="got 2 single atoms alone"):
+        plan(alone, 60, 0, SETTINGS)
+
+
 def test_tasks_do_the_same_in_another_process():
     for task in plan([bulk("Cu")], 30, 0, SETTINGS):
         frames = task(EMT())
@@ -153,9 +163,12 @@ def test_a_run_that_was_ended_goes_on_and_makes_no_label_twice(here, tmp_path, m
 
 
 def test_a_teacher_that_can_do_nothing_is_an_error(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(here, "fails", {task.kind for task in plan([bulk("Cu")], 40, 0, SETTINGS)} | {"md-1200K", "md-2000K", "md-700K"})
-    with pytest.raises(FlashACEError, match="expected labels, got none"):
-        run(tmp_path)
+    everything = {task.kind for task in plan([bulk("Cu")], 40, 0, SETTINGS)} | {"md-1200K", "md-2000K", "md-700K"}
+    for fails in (everything, everything - {"isolated_atom"}):
+        monkeypatch.setattr(here, "fails", fails)
+        with pytest.raises(FlashACEError, match=r"expected labels, got none .*out\.journal\.failed\.extxyz says why"):
+            run(tmp_path)
+        (tmp_path / "out.journal.failed.extxyz").unlink()
 
 
 def test_cohesion_needs_all_elements_alone():

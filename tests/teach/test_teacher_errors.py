@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from rich.console import Console
 
 from flashace.data.frames import Labelled
@@ -116,6 +117,11 @@ def test_what_a_teacher_cannot_do_is_listed(frames: list[Labelled]) -> None:
     assert found.failed[0].startswith("si#0: ")
     with pytest.raises(FlashACEError, match="take a teacher that knows these elements"):
         teacher_errors(EMT(), [silicon])
+    compared = compare_teachers({"emt": EMT(), "lj": LennardJones(sigma=2.0)}, [silicon])
+    assert compared.best == "lj"
+    assert list(compared.put_aside) == ["emt"]
+    with pytest.raises(FlashACEError, match=r"emt: .*; other: "):
+        compare_teachers({"emt": EMT(), "other": EMT()}, [silicon])
 
 
 def test_the_table_has_teachers_side_by_side(frames: list[Labelled]) -> None:

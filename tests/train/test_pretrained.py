@@ -372,6 +372,13 @@ def test_old_data_is_held_better_with_it(model, make_frames, tmp_path, finish, o
     assert held["replay_forces_rmse"] < 0.8 * forgot["replay_forces_rmse"]
 
 
+def test_validation_frames_among_the_old_ones_are_told(relabelled, model_file, tiny_fit):
+    new, again, told = relabelled("new.extxyz"), relabelled("again.extxyz"), []
+    shapeless = {name: value for name, value in tiny_fit.items() if name not in SHAPE}
+    prepare(make_config({**shapeless, "data": [new], "pretrained": str(model_file), "replay": [new, again]}), tell=told.append)
+    assert any("validation frames are among the old frames too" in line for line in told)
+
+
 def test_old_data_without_a_model_that_knew_it_is_refused(old_file):
     with pytest.raises(FlashACEError, match="name the model with `pretrained`"):
         make_config({"replay": [old_file]})

@@ -44,6 +44,11 @@ def look_at(atoms: Atoms) -> Seed:
     return Seed(atoms, "molecules" if dense.all() else "molecule", bonds, dense)
 
 
+def is_alone(seed: Seed) -> bool:
+    """An atom by itself, around which there is nothing to explore; a crystal may have one atom too."""
+    return len(seed.atoms) == 1 and seed.shape == "molecule"
+
+
 def bonded(atoms: Atoms) -> Pairs:
     """All pairs of atoms that are near enough for a bond, each of them twice."""
     radii = BONDED * covalent_radii[atoms.numbers]
