@@ -26,7 +26,7 @@ from flashace.train.references import reference_energies
 from flashace.train.replay import Replay, drawn_in_an_epoch, read_replay
 from flashace.train.sparse import STRETCHED, least_distances
 
-TYPICAL_STEPS, TO_FINISH = 40_000, 5_000  # of a fit whose length is not given, and of one that finishes a pretrained model
+TYPICAL_STEPS, TO_FINISH = 40_000, 2_000  # of a fit whose length is not given, and of one that finishes a pretrained model
 SIZE_NAMES = "num_layers", "l_max", "correlation", "hidden_dim", "num_channels"
 ENOUGH_TO_CHOOSE = 10  # validation frames by which earlier weights may be taken instead of the last
 TYPICAL_ATOMS = 75  # of a batch whose size is not given
