@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from flashace.potential.model_file import save_model
 from flashace.train.config import make_config
 from flashace.train.loop import Trainer
 from flashace.train.prepare import prepare
+from flashace.train.step import TrainStep
 
 # compiled kernels of the tests, also of those in processes of their own; kept from run to run
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "kernels")
@@ -71,6 +73,41 @@ def signals_as_usual() -> Iterator[None]:
     yield
     for signum in ignored:
         signal.signal(signum, signal.SIG_IGN)
+
+
+@pytest.fixture
+def stop_at() -> Callable[[pytest.MonkeyPatch, int], None]:
+    """stop_at(patch, step): SIGTERM comes at the end of this training step, the first being 1."""
+
+    def stop(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        plain, count = TrainStep.__call__, iter(range(1, 10**6))
+
+        def call(self: TrainStep, *arguments: Any) -> torch.Tensor:
+            terms = plain(self, *arguments)
+            if next(count) == step:
+                signal.raise_signal(signal.SIGTERM)
+            return terms
+
+        monkeypatch.setattr(TrainStep, "__call__", call)
+
+    return stop
+
+
+@pytest.fixture
+def marked_processes(tmp_path: Path) -> Callable[[], list[str]]:
+    """Those that are there with FLASHACE_TEST_MARK=tmp_path in their environment."""
+
+    def find() -> list[str]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"FLASHACE_TEST_MARK={tmp_path}".encode() in (process / "environ").read_bytes():
+                    found.append(process.name)
+            except OSError:
+                continue
+        return found
+
+    return find
 
 
 # Structures

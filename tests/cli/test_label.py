@@ -7,7 +7,6 @@ import sys
 import time
 from collections import Counter
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 from ase.build import bulk
@@ -97,7 +96,7 @@ def test_a_student_labels_too(flashace, model_file):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_and_makes_each_label_once(tmp_path, signals_as_usual):
+def test_killed_at_any_moment_it_goes_on_and_makes_each_label_once(tmp_path, signals_as_usual, marked_processes):
     (tmp_path / "slow_teacher.py").write_text(SLOW_TEACHER)
     write("in.extxyz", [*coppers(300), bulk("Si")])
     random.seed(0)
@@ -113,7 +112,7 @@ def test_killed_at_any_moment_it_goes_on_and_makes_each_label_once(tmp_path, sig
         os.kill(program.pid, signum)
         program.join()
         assert program.exitcode in (-signum, *((130, 1) if signum == signal.SIGINT else ()))
-        wait_for(lambda: not running(tmp_path))
+        wait_for(lambda: not marked_processes())
         kept = size("out.extxyz")
     with Journal("out.extxyz") as journal:
         assert 0 < len(journal.done) < 300
@@ -150,15 +149,3 @@ def wait_for(condition, program=None):
         assert time.monotonic() < end, "nothing came of it"
         assert program is None or program.is_alive(), program.exitcode
         time.sleep(0.002)
-
-
-def running(mark):
-    """The workers that are there."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FLASHACE_TEST_MARK={mark}".encode() in (process / "environ").read_bytes():
-                found.append(process.name)
-        except OSError:
-            continue
-    return found

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def test_importing_the_workers_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_workers_end_with_a_parent_that_is_killed(bad: str, tmp_path: Path) -> None:
+def test_workers_end_with_a_parent_that_is_killed(bad: str, tmp_path: Path, marked_processes: Callable[[], list[str]]) -> None:
     script = tmp_path / "parent.py"
     script.write_text(f"""
 import os, sys
@@ -196,21 +197,10 @@ if __name__ == "__main__":
     program.kill()
     program.wait()
     end = time.monotonic() + 20
-    while marked_processes(tmp_path) and time.monotonic() < end:
+    while marked_processes() and time.monotonic() < end:
         time.sleep(0.05)
-    assert marked_processes(tmp_path) == []
+    assert marked_processes() == []
     program.stdout.close()
-
-
-def marked_processes(mark: Path) -> list[str]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FLASHACE_TEST_MARK={mark}".encode() in (process / "environ").read_bytes():
-                found.append(process.name)
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """A model finished on other labels: zero of energy and elements become those of the data; before a step, nothing else changes."""
 
 import csv
-import signal
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from flashace.structure.neighbors import build_graph
 from flashace.train.config import load_config, make_config
 from flashace.train.loop import Trainer
 from flashace.train.prepare import prepare
-from flashace.train.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("every_epoch")
 
@@ -213,20 +211,8 @@ def command(flashace, write_yaml, tmp_path, monkeypatch):
     return run
 
 
-def stopped(monkeypatch, step):
-    plain, count = TrainStep.__call__, iter(range(1, 10**6))
-
-    def call(self, *arguments):
-        terms = plain(self, *arguments)
-        if next(count) == step:
-            signal.raise_signal(signal.SIGTERM)
-        return terms
-
-    monkeypatch.setattr(TrainStep, "__call__", call)
-
-
 @pytest.mark.usefixtures("signals_as_usual")
-def test_stopped_and_resumed_is_bit_equal(command, flashace, relabelled, model_file, tmp_path, monkeypatch):
+def test_stopped_and_resumed_is_bit_equal(command, flashace, relabelled, model_file, tmp_path, monkeypatch, stop_at):
     """With an element more and one that stays; the model may be gone by then. What is left can be finished, or fitted, again."""
     data = relabelled("new.extxyz", compositions=((14, 7), (14, 14)))
     whole = command("whole", data, pretrained=str(model_file))
@@ -236,7 +222,7 @@ def test_stopped_and_resumed_is_bit_equal(command, flashace, relabelled, model_f
     assert flashace("fit", "-c", "whole/config.yaml", "-o", "again").exit_code == 0
     assert bits(tmp_path / "again") == bits(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        stopped(patch, 4)
+        stop_at(patch, 4)
         assert command("parts", data, pretrained=str(model_file)).exit_code == 130
     model_file.unlink()
     resumed = flashace("fit", "--resume", "parts")
@@ -342,12 +328,14 @@ def test_without_frames_for_validation_no_old_ones_are_kept_either(relabelled, f
 
 
 @pytest.mark.usefixtures("signals_as_usual")
-def test_with_old_data_stopped_and_resumed_is_bit_equal(command, flashace, relabelled, model_file, old_file, tmp_path, monkeypatch):
+def test_with_old_data_stopped_and_resumed_is_bit_equal(
+    command, flashace, relabelled, model_file, old_file, tmp_path, monkeypatch, stop_at
+):
     data = relabelled("new.extxyz")
     options = {"pretrained": str(model_file), "replay": [old_file]}
     assert command("whole", data, **options).exit_code == 0
     with monkeypatch.context() as patch:
-        stopped(patch, 5)
+        stop_at(patch, 5)
         assert command("parts", data, **options).exit_code == 130
     model_file.unlink()
     resumed = flashace("fit", "--resume", "parts")

@@ -4,7 +4,6 @@ import csv
 import importlib
 import itertools
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -45,18 +44,6 @@ def bits(run):
     return model, [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader((run / "metrics.csv").open())]
 
 
-def stop_at(monkeypatch, step):
-    plain, count = TrainStep.__call__, iter(range(1, 10**6))
-
-    def call(self, *arguments):
-        terms = plain(self, *arguments)
-        if next(count) == step:
-            signal.raise_signal(signal.SIGTERM)
-        return terms
-
-    monkeypatch.setattr(TrainStep, "__call__", call)
-
-
 def same(one, other):
     return all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
 
@@ -67,7 +54,7 @@ def same(one, other):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("step", [2, 6], ids=["mid-epoch", "epoch boundary"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_stopped_and_resumed_is_bit_equal(fit, flashace, tmp_path, monkeypatch, step, optimizer, dtype):
+def test_stopped_and_resumed_is_bit_equal(fit, flashace, tmp_path, monkeypatch, step, optimizer, dtype, stop_at):
     options = {"optimizer": optimizer, "dtype": dtype}
     fit("whole", **options)
     with monkeypatch.context() as patch:
@@ -78,7 +65,7 @@ def test_stopped_and_resumed_is_bit_equal(fit, flashace, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("step", [4, 6])
-def test_all_flags_into_a_new_folder_are_the_same_fit(fit, tmp_path, monkeypatch, step):
+def test_all_flags_into_a_new_folder_are_the_same_fit(fit, tmp_path, monkeypatch, step, stop_at):
     fit("whole")
     with monkeypatch.context() as patch:
         stop_at(patch, step)
@@ -88,7 +75,7 @@ def test_all_flags_into_a_new_folder_are_the_same_fit(fit, tmp_path, monkeypatch
     assert len(bits(tmp_path / "new")[1]) == 4
 
 
-def test_what_the_scores_led_to_comes_back(fit, flashace, tmp_path, monkeypatch):
+def test_what_the_scores_led_to_comes_back(fit, flashace, tmp_path, monkeypatch, stop_at):
     """The learning rate of a plateau, and the best weights, where no score after the stop is better than those before."""
     scores = itertools.count()
     monkeypatch.setattr(Validation, "score", lambda self, errors: float(next(scores)))
@@ -104,7 +91,7 @@ def test_what_the_scores_led_to_comes_back(fit, flashace, tmp_path, monkeypatch)
     assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
 
 
-def test_a_folder_of_ones_own_for_checkpoints_is_found_again(fit, flashace, tmp_path, monkeypatch):
+def test_a_folder_of_ones_own_for_checkpoints_is_found_again(fit, flashace, tmp_path, monkeypatch, stop_at):
     options = {"checkpoint_dir": "elsewhere"}
     fit("whole", **options)
     with monkeypatch.context() as patch:
@@ -117,7 +104,7 @@ def test_a_folder_of_ones_own_for_checkpoints_is_found_again(fit, flashace, tmp_
     assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
 
 
-def test_time_already_spent_comes_back(fit, flashace, tmp_path, monkeypatch):
+def test_time_already_spent_comes_back(fit, flashace, tmp_path, monkeypatch, stop_at):
     with monkeypatch.context() as patch:
         stop_at(patch, 5)
         fit("run", ok=False)
@@ -150,7 +137,7 @@ def test_before_the_first_checkpoint_it_starts_again(fit, flashace, tmp_path):
     assert bits(tmp_path / "run") == end
 
 
-def test_random_states_come_back(fit, flashace, tmp_path, monkeypatch):
+def test_random_states_come_back(fit, flashace, tmp_path, monkeypatch, stop_at):
     """A step that draws random numbers, as dropout or augmentation do."""
     plain = TrainStep.__call__
 
@@ -463,7 +450,7 @@ def test_precomputed_or_not_the_losses_are_the_same_bits(fit, tmp_path, monkeypa
     assert bits(tmp_path / "once") == bits(tmp_path / "always")
 
 
-def test_the_model_of_a_restart_tells_the_same_origin(fit, flashace, tmp_path, monkeypatch):
+def test_the_model_of_a_restart_tells_the_same_origin(fit, flashace, tmp_path, monkeypatch, stop_at):
     with monkeypatch.context() as patch:
         stop_at(patch, 4)
         fit("run", ok=False)
