@@ -15,7 +15,7 @@ from flashace.teach.teachers import teacher
 from flashace.train.prepare import Prepared
 
 MOST_SEEDS = 1000  # evenly drawn of the training frames
-SHARE = 0.6  # of what is left of `max_time` once the teacher has labelled; the rest is for the labels of the user
+SHARE = 0.75  # of what is left of `max_time` once the teacher has labelled; the rest is for the labels of the user
 
 
 def taught(prepared: Prepared, settings: SampleConfig, folder: Path, console: Console, started: float) -> Path | None:
