@@ -117,9 +117,7 @@ def pulled(a: int, b: int, moved: list[int]) -> Iterator[tuple[str, Atoms]]:
         yield f"{r:.2f} Å", at
 
 
-def look(
-    case: str, frames: Iterator[tuple[str, Atoms]] | list[tuple[str, Atoms]], calc: FlashACE, reference: Calculator | None
-) -> list[dict]:
+def look(frames: Iterable[tuple[str, Atoms]], calc: FlashACE, reference: Calculator | None) -> list[dict]:
     """Of each frame: true errors (with labels of `reference`, or its own), and what would have warned."""
     largest, of_forces = calc.model.uncertainty.largest, calc.model.uncertainty.force_law
     rows = []
