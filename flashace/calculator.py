@@ -59,10 +59,11 @@ def choose_dtype(dtype: str) -> torch.dtype:
 
 
 class EnergyUncertainty(NamedTuple):
-    """Standard deviations in eV."""
+    """Standard deviations."""
 
-    energy: float  # of the energy of the structure
-    energies: np.ndarray  # [N] of what each atom contributes to it
+    energy: float  # eV, of the energy of the structure
+    energies: np.ndarray  # [N] eV, of what each atom contributes to it
+    forces: np.ndarray | None  # [N] eV/Å, of each component of the force on an atom; None where the model file does not tell
 
 
 class Evaluation(NamedTuple):
@@ -123,9 +124,9 @@ class FlashACE(Calculator):
     per thread, costs no memory. What surrounds a calculator in a program (inference mode, autocast, another default device or precision)
     does not change its numbers. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
     `ShortDistanceWarning`, and so does the first with an atom that has far fewer or far more neighbours of an element than any in training
-    (a `CoordinationWarning`); with `stop_uncertainty` such a structure counts as a failed calculation. A `PrecisionWarning` hints, once, at
-    difference quotients of energies in float32. A model that was fitted without isolated atoms gives a `FreeAtomsWarning`, once for all
-    its calculators.
+    (a `CoordinationWarning`), and the first that is unlike the training as a whole (an `UnfamiliarWarning`); with `stop_uncertainty` these
+    two are failed calculations. A `PrecisionWarning` hints, once, at difference quotients of energies in float32. A model that was fitted
+    without isolated atoms gives a `FreeAtomsWarning`, once for all its calculators.
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
@@ -343,7 +344,10 @@ class FlashACE(Calculator):
         uncertainty = None
         if self.model.uncertainty is not None and prediction.features is not None:
             whole, each = self.model.uncertainty(prediction.features)
-            uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
+            law = self.model.uncertainty.force_law
+            uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy(), None if law is None else law(each).cpu().numpy())
+            stops = self.parameters["stop_uncertainty"] is not None
+            self.guards.familiar(self.model.uncertainty.mean(prediction.features), self.model.uncertainty.largest_mean, stops)
             self.guards.certain(uncertainty.energies, self.parameters)
         return Evaluation(results, uncertainty, spread(prediction) if self.members else None)
 
@@ -353,10 +357,11 @@ class FlashACE(Calculator):
         return backend.predict(graph, None if whole else self.budget, self.model.uncertainty is not None)
 
     def get_uncertainty(self, atoms: Atoms | None = None) -> EnergyUncertainty:
-        """How far the energy and each atom's part of it may be off, in eV (standard deviations), for `atoms` or those of the last results.
+        """How far the energy and each atom's part of it (eV) and the force on each atom (eV/Å) may be off: standard deviations, for `atoms`
+        or those of the last results.
 
-        Comes from the same evaluation as the results. That of the energy is calibrated on validation frames. No label tells an atom's
-        energy: compare those of atoms with each other and with `model.uncertainty.largest`. See docs/uncertainty.md.
+        Comes from the same evaluation as the results. Those of energy and forces are calibrated on validation frames. No label tells an
+        atom's energy: compare those of atoms with each other and with `model.uncertainty.largest`. See docs/uncertainty.md.
         Raises FlashACEError where the model file has no statistics for it, and otherwise as `calculate`.
         """
         if self.members:

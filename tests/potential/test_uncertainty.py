@@ -355,8 +355,8 @@ def test_a_warning_is_given_once(sure_file, calculator, structure):
         atoms.get_potential_energy()
 
 
-def test_nothing_is_said_below_the_thresholds(sure_file, calculator, structure):
-    atoms = structure("crystal")
+def test_nothing_is_said_below_the_thresholds(sure_file, calculator):
+    atoms = rattled(0.03, 7)
     highest = float(calculator.get_uncertainty(atoms).energies.max())
     atoms.calc = FlashACE(sure_file, device="cpu", dtype="float64", warn_uncertainty=1.01 * highest, stop_uncertainty=1.01 * highest)
     with warnings.catch_warnings():
