@@ -9,6 +9,9 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from flashace.backends.c.backend import LAYOUT, SOURCE, CpuKernel, compile_command
 from flashace.backends.compiler import compile_library, processor
 from flashace.backends.layout import c_header
@@ -16,8 +19,10 @@ from flashace.backends.trial import check_kernel
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.potential.model import AttentionACE
+from flashace.potential.uncertainty import Uncertainty
 
 WEIGHTS = "flashace_weights"  # what model.c calls them
+ROWS = 4  # of `uncertainty` in model.c
 MODEL_C = Path(__file__).with_name("model.c")
 # what compilers say a processor of x86 has; Linux has other names for two of them
 FEATURE = re.compile(r"#define __(SSE4_[12]|POPCNT|AVX[A-Z0-9_]*|FMA|F16C|BMI2?|LZCNT|MOVBE|GFNI|VAES|VPCLMULQDQ)__ 1")
@@ -46,7 +51,7 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
     needs = _needs(command[0], march)
     weights, data = kernel.as_c("flashace_data")
     with whole_file(output) as fresh, tempfile.TemporaryDirectory() as scratch:
-        weights_file = Path(scratch) / "weights.bin"
+        weights_file, uncertainty_file = Path(scratch) / "weights.bin", Path(scratch) / "uncertainty.bin"
         weights_file.write_bytes(data)
         texts = {
             "WEIGHTS_FILE": str(weights_file),
@@ -64,6 +69,10 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
             "SHORTEST": _array(None if model.shortest_distances is None else model.shortest.flatten().tolist()),
             "COORDINATION": _array(None if known is None else [end for ends in known.of_pairs.values() for end in ends]),
         }
+        if model.uncertainty is not None:
+            whitening, exponent = _of_forces(model.uncertainty)
+            uncertainty_file.write_bytes(kernel.features_alone.double().numpy().tobytes() + _triangle(whitening))
+            texts["UNCERTAINTY_FILE"], numbers["EXPONENT"] = str(uncertainty_file), exponent.hex()
         defined = {**{name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}, **numbers}
         headers = {LAYOUT: c_header(model), "weights.h": "".join(f"#define {name} {value}\n" for name, value in defined.items())}
         # -Bsymbolic: its own `evaluate`, whatever else has one
@@ -74,6 +83,19 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
         if not lacking:
             check_kernel(model, kernel.from_file(fresh, WEIGHTS).evaluate)
     return lacking
+
+
+def _of_forces(uncertainty: Uncertainty) -> tuple[Tensor, float]:
+    """W and exponent e of the uncertainty |f W|^e of the forces on an atom with the features f."""
+    return uncertainty.atoms.whitening, 1.0
+
+
+def _triangle(whitening: Tensor) -> bytes:
+    """R with |f W| = |R f|, as `uncertainty` of model.c reads it: half of the numbers of W."""
+    R = torch.linalg.qr(whitening.cpu().T).R
+    size = len(R)
+    R = torch.cat([R, R.new_zeros(-size % ROWS, size)])
+    return b"".join(R[first : first + ROWS, first:].T.contiguous().numpy().tobytes() for first in range(0, size, ROWS))
 
 
 def _array(numbers: Sequence[float] | None) -> str:
