@@ -195,7 +195,7 @@ double PairFlashACE::threshold(const std::string &name, const char *value)
 {
   const bool steps = name == "every";
   const double number = steps ? utils::inumeric(FLERR, value, false, lmp) : utils::numeric(FLERR, value, false, lmp);
-  if (!(number > 0 && number < NEVER))
+  if (number <= 0)
     error->all(FLERR, "pair_style flashace uncertainty: expected {} after {}, got {}", steps ? "a number of steps" : "a number of eV/A above zero",
                name, value);
   return number;
