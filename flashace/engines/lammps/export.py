@@ -22,7 +22,7 @@ from flashace.potential.model import AttentionACE
 from flashace.potential.uncertainty import Uncertainty
 
 WEIGHTS = "flashace_weights"  # what model.c calls them
-ROWS = 4  # of `uncertainty` in model.c
+ROWS = 8  # of `uncertainty` in model.c
 MODEL_C = Path(__file__).with_name("model.c")
 # what compilers say a processor of x86 has; Linux has other names for two of them
 FEATURE = re.compile(r"#define __(SSE4_[12]|POPCNT|AVX[A-Z0-9_]*|FMA|F16C|BMI2?|LZCNT|MOVBE|GFNI|VAES|VPCLMULQDQ)__ 1")
@@ -71,7 +71,7 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
         }
         if model.uncertainty is not None:
             whitening, exponent = _of_forces(model.uncertainty)
-            uncertainty_file.write_bytes(kernel.features_alone.double().numpy().tobytes() + _triangle(whitening))
+            uncertainty_file.write_bytes(kernel.features_alone.numpy().tobytes() + _triangle(whitening, model.dtype))
             texts["UNCERTAINTY_FILE"], numbers["EXPONENT"] = str(uncertainty_file), exponent.hex()
         defined = {**{name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}, **numbers}
         headers = {LAYOUT: c_header(model), "weights.h": "".join(f"#define {name} {value}\n" for name, value in defined.items())}
@@ -90,9 +90,9 @@ def _of_forces(uncertainty: Uncertainty) -> tuple[Tensor, float]:
     return uncertainty.atoms.whitening, 1.0
 
 
-def _triangle(whitening: Tensor) -> bytes:
-    """R with |f W| = |R f|, as `uncertainty` of model.c reads it: half of the numbers of W."""
-    R = torch.linalg.qr(whitening.cpu().T).R
+def _triangle(whitening: Tensor, dtype: torch.dtype) -> bytes:
+    """R with |f W| = |R f|, as `uncertainty` of model.c reads it: half of the numbers of W, and as precise as the features."""
+    R = torch.linalg.qr(whitening.cpu().T).R.to(dtype)
     size = len(R)
     R = torch.cat([R, R.new_zeros(-size % ROWS, size)])
     return b"".join(R[first : first + ROWS, first:].T.contiguous().numpy().tobytes() for first in range(0, size, ROWS))

@@ -10,11 +10,9 @@ extern const char flashace_data[] __attribute__((visibility("hidden")));
 
 #ifdef UNCERTAINTY_FILE
 __asm__(".pushsection .rodata\n.balign 64\nflashace_uncertainty:\n.incbin \"" UNCERTAINTY_FILE "\"\n.popsection");
-extern const double flashace_uncertainty[] __attribute__((visibility("hidden")));
+extern const real flashace_uncertainty[] __attribute__((visibility("hidden")));
 
-/* AT_ONCE atoms stand side by side in the lanes of VECTORS */
-enum { FEATURES = P * (F + RW), FEATURE_BYTES = FEATURES * sizeof(real), ROWS = 4, VECTORS = 2, AT_ONCE = VECTORS * 8 };
-typedef double lanes __attribute__((vector_size(64), may_alias));
+enum { FEATURES = P * (F + RW), FEATURE_BYTES = FEATURES * sizeof(real), ROWS = 8 };
 
 /* first [centres + 1], species, and features [centres, FEATURES] that `evaluate` gave -> found [centres] eV/A, how
    uncertain the forces are: |R (features - those of the same atom alone)| ^ EXPONENT. What export.py writes is the
@@ -22,26 +20,22 @@ typedef double lanes __attribute__((vector_size(64), may_alias));
    of the first of them on, the numbers of a column side by side. */
 static void uncertainty(int64_t centres, const int64_t *first, const int64_t *species, const void *features,
                         double *found) {
-    lanes x[FEATURES][VECTORS];
-    for (int64_t i = 0; i < centres; i += AT_ONCE) {
-        for (int b = 0; b < AT_ONCE; b++) {
+    vec x[FEATURES];
+    for (int64_t i = 0; i < centres; i += B) {
+        for (int b = 0; b < B; b++) {
             const int64_t k = i + b < centres ? i + b : i;
             const int has_neighbours = first[k] < first[k + 1]; /* exactly zero where not */
-            const real *own = (const real *)features + k * FEATURES;
-            const double *alone = flashace_uncertainty + species[k] * FEATURES;
-            for (int d = 0; d < FEATURES; d++) x[d][b / 8][b % 8] = has_neighbours ? own[d] - (real)alone[d] : 0;
+            const real *own = (const real *)features + k * FEATURES, *alone = flashace_uncertainty + species[k] * FEATURES;
+            for (int f = 0; f < FEATURES; f++) x[f][b] = has_neighbours ? own[f] - alone[f] : 0;
         }
-        const double *row = flashace_uncertainty + NUM_ELEMENTS * FEATURES;
-        lanes squares[VECTORS] = {0};
-        for (int d = 0; d < FEATURES; d += ROWS) {
-            lanes y[ROWS][VECTORS] = {0};
-            for (int e = d; e < FEATURES; e++, row += ROWS)
-                for (int r = 0; r < ROWS; r++)
-                    for (int v = 0; v < VECTORS; v++) y[r][v] += row[r] * x[e][v];
-            for (int r = 0; r < ROWS; r++)
-                for (int v = 0; v < VECTORS; v++) squares[v] += y[r][v] * y[r][v];
+        const real *rows = flashace_uncertainty + NUM_ELEMENTS * FEATURES;
+        vec squares = ZERO;
+        for (int f = 0; f < FEATURES; rows += ROWS * (FEATURES - f), f += ROWS) {
+            vec y[ROWS] = {0};
+            map_forward(FEATURES - f, ROWS, rows, x + f, y);
+            for (int r = 0; r < ROWS; r++) squares += y[r] * y[r];
         }
-        for (int b = 0; b < AT_ONCE && i + b < centres; b++) found[i + b] = pow(squares[b / 8][b % 8], 0.5 * EXPONENT);
+        for (int b = 0; b < B && i + b < centres; b++) found[i + b] = pow(squares[b], 0.5 * EXPONENT);
     }
 }
 #else
