@@ -59,10 +59,11 @@ def choose_dtype(dtype: str) -> torch.dtype:
 
 
 class EnergyUncertainty(NamedTuple):
-    """Standard deviations in eV."""
+    """Standard deviations."""
 
-    energy: float  # of the energy of the structure
-    energies: np.ndarray  # [N] of what each atom contributes to it
+    energy: float  # eV, of the energy of the structure
+    energies: np.ndarray  # [N] eV, of what each atom contributes to it
+    forces: np.ndarray | None  # [N] eV/Å, of each component of the force on an atom; None where the model file does not tell
 
 
 class Evaluation(NamedTuple):
@@ -343,7 +344,8 @@ class FlashACE(Calculator):
         uncertainty = None
         if self.model.uncertainty is not None and prediction.features is not None:
             whole, each = self.model.uncertainty(prediction.features)
-            uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy())
+            law = self.model.uncertainty.force_law
+            uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy(), None if law is None else law(each).cpu().numpy())
             self.guards.certain(uncertainty.energies, self.parameters)
         return Evaluation(results, uncertainty, spread(prediction) if self.members else None)
 
@@ -353,10 +355,11 @@ class FlashACE(Calculator):
         return backend.predict(graph, None if whole else self.budget, self.model.uncertainty is not None)
 
     def get_uncertainty(self, atoms: Atoms | None = None) -> EnergyUncertainty:
-        """How far the energy and each atom's part of it may be off, in eV (standard deviations), for `atoms` or those of the last results.
+        """How far the energy and each atom's part of it (eV) and the force on each atom (eV/Å) may be off: standard deviations, for `atoms`
+        or those of the last results.
 
-        Comes from the same evaluation as the results. That of the energy is calibrated on validation frames. No label tells an atom's
-        energy: compare those of atoms with each other and with `model.uncertainty.largest`. See docs/uncertainty.md.
+        Comes from the same evaluation as the results. Those of energy and forces are calibrated on validation frames. No label tells an
+        atom's energy: compare those of atoms with each other and with `model.uncertainty.largest`. See docs/uncertainty.md.
         Raises FlashACEError where the model file has no statistics for it, and otherwise as `calculate`.
         """
         if self.members:

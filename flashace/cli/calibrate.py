@@ -17,7 +17,7 @@ from flashace.cli.terminal import console
 @click.option("-o", "--output", help="Model file to write; MODEL itself where not given.")
 @device_option
 def calibrate(model: str, data: tuple[str, ...], valid: tuple[str, ...], output: str | None, device: str, **keys: Any) -> None:
-    """Give MODEL, fitted to DATA, what it needs to say how uncertain its energies are. A fit does this by itself where it can."""
+    """Give MODEL, fitted to DATA, what it needs to say how uncertain its energies and forces are. A fit does this itself where it can."""
     from flashace.calculator import choose_device, choose_dtype
     from flashace.evaluate import report
     from flashace.evaluate.calibrate import calibration_sets, estimate_uncertainty

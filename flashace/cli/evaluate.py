@@ -21,7 +21,7 @@ def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype:
     from flashace.calculator import choose_device, choose_dtype
     from flashace.data.shards import read_data
     from flashace.evaluate import report
-    from flashace.evaluate.calibrate import calibration_rows
+    from flashace.evaluate.calibrate import calibration_rows, force_calibration_rows
     from flashace.evaluate.predict import error_rows, predict_graphs
     from flashace.potential.model_file import load_model
 
@@ -38,4 +38,6 @@ def evaluate(model: str, data: tuple[str, ...], output: str, device: str, dtype:
     console.print(report.error_table({"data": error_rows(frames, predictions)}))
     if network.uncertainty is not None:
         console.print(report.calibration_table(calibration_rows(frames, predictions)))
+        if network.uncertainty.force_law is not None:
+            console.print(report.calibration_table(force_calibration_rows(frames, predictions), "forces"))
     console.print(f"predictions  {output}", soft_wrap=True)

@@ -25,7 +25,7 @@ def predict_each(
     """Energy (eV), forces [N, 3] (eV/Å) and stress [3, 3] (eV/Å³, None without a cell) of each graph, as numpy in float64.
 
     Where the model knows it, also the standard deviation of the energy and of those of the atoms [N] (eV): `energy_uncertainty` and
-    `energies_uncertainty`.
+    `energies_uncertainty`; and of a component of the force on each atom [N] (eV/Å): `forces_uncertainty`.
     `advance` is called with the number of graphs just done. `backend` evaluates the model; the plain path where none is given, since a fit,
     whose weights change, has no time to compile them.
     """
@@ -42,6 +42,8 @@ def predict_each(
             for prediction, features in zip(predictions, result.features.split([len(g.numbers) for g in chunk]), strict=True):
                 whole, each = model.uncertainty(features)
                 prediction |= {"energy_uncertainty": whole.item(), "energies_uncertainty": each.cpu().numpy()}
+                if model.uncertainty.force_law is not None:
+                    prediction["forces_uncertainty"] = model.uncertainty.force_law(each).cpu().numpy()
         advance(len(chunk))
         yield from predictions
 

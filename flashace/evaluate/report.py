@@ -70,11 +70,14 @@ def error_table(rows_of_sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> Tabl
     return table
 
 
-def calibration_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What `calibration_rows` found: were the normal law exact, z would be 1 and the parts within σ and 2 σ 68 % and 95 %."""
-    table = Table(title="Energy uncertainty σ against errors; too small for frames that were fitted", title_justify="left")
+def calibration_table(rows: Sequence[Mapping[str, Any]], of: str = "energy") -> Table:
+    """What `calibration_rows` (or, `of` forces, `force_calibration_rows`) found: were the normal law exact, z would be 1 and the parts
+    within σ and 2 σ 68 % and 95 %.
+    """
+    table = Table(title=f"{of.capitalize()} uncertainty σ against errors; too small for frames that were fitted", title_justify="left")
     table.add_column("config_type", overflow="fold")
-    for name in ("frames", "RMS error\nmeV/atom", "RMS σ\nmeV/atom", "RMS of\nerror / σ", "within\nσ", "within\n2 σ", "rank\ncorrelation"):
+    unit = LABELS[of].error_unit
+    for name in ("frames", f"RMS error\n{unit}", f"RMS σ\n{unit}", "RMS of\nerror / σ", "within\nσ", "within\n2 σ", "rank\ncorrelation"):
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         table.add_row(
@@ -88,14 +91,15 @@ def calibration_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def uncertainty_in_words(described: Mapping[str, float] | None) -> str:
+def uncertainty_in_words(described: Mapping[str, Any] | None) -> str:
     """Of what a model file has (`Uncertainty.describe`)."""
     if described is None:
         return "not known (flashace calibrate adds it)"
     frames = f"{described['frames']} frame{'' if described['frames'] == 1 else 's'}"
     if described.get("left_out"):
         frames += f" and, since these are few, {described['left_out']} fitted ones, each as if left out (rather too small than too large)"
-    return f"calibrated on {frames}; of an atom in these up to {1e3 * described['largest']:.3g} meV"
+    forces = f", of its force up to {1e3 * described['forces']['largest']:.3g} meV/Å" if "forces" in described else ""
+    return f"calibrated on {frames}; of an atom in these up to {1e3 * described['largest']:.3g} meV{forces}"
 
 
 def learning_curve(metrics_csv: str | Path, png: str | Path) -> None:
@@ -156,8 +160,8 @@ def write_predictions(path: str | Path, frames: Sequence[Labelled], predictions:
     predicted for it.
 
     Added, where predicted, to `info`: `flashace_energy` (eV), `flashace_stress` (eV/Å³, Voigt: xx, yy, zz, yz, xz, xy) and
-    `flashace_energy_uncertainty` (eV); to `arrays`: `flashace_forces` (eV/Å) and `flashace_energies_uncertainty` (eV). The frames
-    themselves are not changed.
+    `flashace_energy_uncertainty` (eV); to `arrays`: `flashace_forces` (eV/Å) and `flashace_energies_uncertainty` (eV); and those that a
+    simulation writes too, `energies_uncertainty` (eV) and `forces_uncertainty` (eV/Å). The frames themselves are not changed.
     """
     images = []
     for frame, predicted in zip(frames, predictions, strict=True):
@@ -168,7 +172,10 @@ def write_predictions(path: str | Path, frames: Sequence[Labelled], predictions:
                 (atoms.arrays if label.per_atom else atoms.info)[f"flashace_{name}"] = value if value.shape else value.item()
         if predicted.get("energy_uncertainty") is not None:
             atoms.info["flashace_energy_uncertainty"] = float(predicted["energy_uncertainty"])
-            atoms.arrays["flashace_energies_uncertainty"] = np.asarray(predicted["energies_uncertainty"], dtype=float)
+            for name in ("flashace_energies_uncertainty", "energies_uncertainty", "forces_uncertainty"):
+                values = predicted.get(name.removeprefix("flashace_"))
+                if values is not None:
+                    atoms.arrays[name] = np.asarray(values, dtype=float)
         images.append(atoms)
     with whole_file(path) as aside, PACKED.get(Path(path).suffix, open)(aside, "wt", encoding="utf-8") as file:
         write(file, images, format="extxyz")

@@ -1,4 +1,4 @@
-"""Last-layer features in, standard deviations of energies out: uncertainty without a second model (LLPR).
+"""Last-layer features in, standard deviations of energies and forces out: uncertainty without a second model (LLPR).
 
 Bigi, Chong, Ceriotti and Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024): the last layer is linear, so the curvature F of its loss
 says how far its weights can be off, and with them what has the features f: σ² = α² fᵀ (F + ς² I)⁻¹ f. What α and ς² are, the errors of
@@ -6,7 +6,8 @@ structures tell that were not fitted.
 """
 
 import math
-from typing import Any
+from dataclasses import asdict, astuple, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from flashace.errors import FlashACEError
 
 MIN_FRAMES = 10  # held out, to calibrate with them alone: α is then known to 1 / √(2 · 10), some 20 %
 RIDGES = 10.0 ** torch.arange(-10, 2.1, 0.5, dtype=torch.float64, device="cpu")  # ς² that are tried, in units of the mean eigenvalue of F
+EXPONENTS = [x / 50 for x in range(25, 76)]  # that are tried for forces
+SHARP = 4  # of RIDGES: for atoms where frames are too few to choose by; no model looked at had forces that spoke against it
 AS_LIKELY = 1.0  # the smallest ς² whose log likelihood is that close to the best: 10 or 50 frames cannot tell them apart
 
 
@@ -33,13 +36,31 @@ class Rigidity(nn.Module):
         if not (0 < self.ridge < math.inf and 0 < self.alpha < math.inf and covariance.isfinite().all()):
             raise ValueError(f"uncertainty: expected a finite covariance, and a ridge and an alpha above zero, got {ridge} and {alpha}")
         self.register_buffer("covariance", covariance.double(), persistent=False)
-        one = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
-        factor = torch.linalg.cholesky(self.covariance + self.ridge * one)
-        self.register_buffer("whitening", self.alpha * torch.linalg.solve_triangular(factor, one, upper=False).T, persistent=False)
+        self.register_buffer("whitening", self.alpha * _whitening(self.covariance, self.ridge), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """In float64. Zero where the features are: the energy of an atom alone does not depend on the weights."""
         return (features.double() @ self.whitening).norm(dim=-1)
+
+
+@dataclass(frozen=True)
+class ForceLaw:
+    """σ of what an atom contributes to the energy [N], in eV -> σ of each component of the force on it [N], in eV/Å: scale · σ ** exponent.
+
+    `largest` is the largest one in the frames that it is calibrated on. Raises ValueError for numbers that no calibration gives.
+    """
+
+    scale: float
+    exponent: float
+    largest: float
+
+    def __post_init__(self) -> None:
+        if not all(type(x) is float and 0 < x < math.inf for x in astuple(self)):
+            raise ValueError(f"uncertainty of forces: expected numbers above zero, got {self}")
+
+    def __call__(self, energies: Tensor) -> Tensor:
+        """Zero where they are: an atom alone has no force, whatever the weights are."""
+        return self.scale * energies**self.exponent
 
 
 class Uncertainty(nn.Module):
@@ -48,22 +69,31 @@ class Uncertainty(nn.Module):
     `energy` knows the features of whole training structures and is calibrated on energies of `frames` others. `atoms` knows those of the
     single atoms; no label tells an atom's energy, so its scale is that with which the squares of independent atoms would add up to the same
     errors. `largest` is the largest σ of an atom in these frames (eV), to choose thresholds by. Where `frames` are few, `left_out` fitted
-    ones stood in for others, each as if it were left out.
+    ones stood in for others, each as if it were left out. `force_law` makes σ of forces of those of `atoms`, calibrated on the errors of
+    forces; it is None in files of older versions and where no force is known.
     """
 
-    def __init__(self, energy: Rigidity, atoms: Rigidity, frames: int, largest: float, left_out: int = 0) -> None:
+    def __init__(
+        self, energy: Rigidity, atoms: Rigidity, frames: int, largest: float, left_out: int = 0, force_law: ForceLaw | None = None
+    ) -> None:
         super().__init__()
-        self.energy, self.atoms = energy, atoms
+        self.energy, self.atoms, self.force_law = energy, atoms, force_law
         self.frames, self.largest, self.left_out = int(frames), float(largest), int(left_out)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Of the atoms [N, D] of one structure: σ of its energy, and of each atom's [N], in eV."""
         return self.energy(features.double().sum(0)), self.atoms(features)
 
+    def forces(self, features: Tensor) -> Tensor:
+        """Of atoms [N, D]: σ of each component of the force on them [N], in eV/Å. Needs a `force_law`."""
+        assert self.force_law is not None
+        return self.force_law(self.atoms(features))
+
     def describe(self) -> dict[str, Any]:
         """All numbers but the covariances."""
         parts = {name: {"ridge": part.ridge, "alpha": part.alpha} for name, part in (("energy", self.energy), ("atoms", self.atoms))}
-        return {**parts, "frames": self.frames, "largest": self.largest, "left_out": self.left_out}
+        of_forces = {} if self.force_law is None else {"forces": asdict(self.force_law)}
+        return {**parts, **of_forces, "frames": self.frames, "largest": self.largest, "left_out": self.left_out}
 
     def tensors(self) -> dict[str, Tensor]:
         """The covariances by name, each as its lower triangle row by row."""
@@ -82,19 +112,22 @@ class Uncertainty(nn.Module):
             F = torch.zeros(num_features, num_features, dtype=torch.float64)
             F[_triangle(num_features)] = tensors[name]
             parts[name] = Rigidity(F + F.tril(-1).T, **described[name])
-        return cls(**parts, frames=described["frames"], largest=described["largest"], left_out=described.get("left_out", 0))
+        law = ForceLaw(**described["forces"]) if "forces" in described else None
+        return cls(**parts, frames=described["frames"], largest=described["largest"], left_out=described.get("left_out", 0), force_law=law)
 
 
-def calibrate(F: Tensor, features: Tensor, structure: Tensor, errors: Tensor, weights: Tensor | None = None) -> Rigidity:
+def calibrate(
+    F: Tensor, features: Tensor, structure: Tensor, errors: Tensor, weights: Tensor | None = None, ridge: float | None = None
+) -> Rigidity:
     """α and ς² for which `errors` [B] (eV), of the energies of structures that were not fitted, are likely: normal deviates of width σ.
 
     σ² of a structure is the sum over those of the features [R, D] that `structure` [R] says are its own: a single row for LLPR as
     published, or a row per atom. For each ς², the most likely α² is the mean of error² / Σ fᵀ (F + ς² I)⁻¹ f. A small ς² keeps σ alert to
     what no training frame has, so the smallest is taken that these errors do not speak against. Isolated atoms, which have no error, do
-    not count. `weights` [B] say that a structure counts as more or less than one.
+    not count. `weights` [B] say that a structure counts as more or less than one, `ridge` that ς² is known.
     Raises FlashACEError where there is no error at all.
     """
-    ridges = _ridges(F)
+    ridges = _ridges(F) if ridge is None else F.new_tensor([ridge])
     each = _squares(F, ridges, features)
     squares = each.new_zeros(len(errors), len(ridges)).index_add(0, structure, each)
     weights = torch.ones_like(errors) if weights is None else weights
@@ -123,6 +156,50 @@ def calibrate_with_fitted(
     weights = torch.cat([torch.ones_like(held_out[1]), torch.full_like(errors, missing / max(len(errors), 1))])
     found = _most_likely(F, ridges, squares, all_errors, weights)
     return found, all_errors[:, (ridges - found.ridge).abs().argmin()], weights
+
+
+class ForceCalibration(NamedTuple):
+    """σ = scale · (fᵀ (F + ridge I)⁻¹ f) ** (exponent / 2) in eV/Å, and the largest that it was in the frames of the calibration."""
+
+    ridge: float
+    scale: float
+    exponent: float
+    largest: float
+
+
+def calibrate_forces(F: Tensor, held_out: tuple[Tensor, Tensor], fitted: tuple[Tensor, Tensor], frames: int) -> ForceCalibration | None:
+    """For which the errors of forces are likely: normal deviates of width σ. None where there is no error at all.
+
+    `held_out` and `fitted` atoms: features [R, D] and the mean square of the three components of the error [R] (eV²/Å²). From MIN_FRAMES
+    held-out `frames` on, these alone count; of the ridges, the smallest that they do not speak against is taken, as for energies. Fewer
+    cannot tell more than the scale: the exponent is 1 then, the ridge SHARP, and all fitted atoms count as much as those of one frame
+    more, since a fit makes their errors several times smaller.
+    """
+    enough = frames >= MIN_FRAMES
+    features, squares = (torch.cat(pair) for pair in zip(held_out, (x[:0] if enough else x for x in fitted), strict=True))
+    weights = torch.ones_like(squares)
+    if not enough and frames:
+        weights[len(held_out[1]) :] = len(held_out[1]) / frames / max(len(fitted[1]), 1)
+    ridges = _ridges(F) if enough else _ridges(F)[SHARP : SHARP + 1]
+    exponents = EXPONENTS if enough else [1.0]
+    q2 = _squares(F, ridges, features)
+    bound = q2[:, 0] > 0
+    q2, squares, weights = q2[bound], squares[bound].unsqueeze(1), weights[bound].unsqueeze(1)
+    if not squares.any():
+        return None
+    scale2 = torch.stack([(weights * squares / q2**exponent).sum(0) / weights.sum() for exponent in exponents])  # [exponents, ridges]
+    logs = (weights * q2.log()).sum(0)
+    spreads = torch.stack([weights.sum() * each.log() + exponent * logs for each, exponent in zip(scale2, exponents, strict=True)])
+    best, chosen = (-1.5 * spreads).max(0)  # log likelihood but for a constant, of three components; [ridges]
+    r = int((best > best.max() - AS_LIKELY).nonzero()[0])
+    exponent, scale = exponents[chosen[r]], scale2[chosen[r], r].sqrt().item()
+    return ForceCalibration(ridges[r].item(), scale, exponent, scale * q2[:, r].max().item() ** (exponent / 2))
+
+
+def _whitening(F: Tensor, ridge: float) -> Tensor:
+    """W [D, D] with W Wᵀ = (F + ridge I)⁻¹."""
+    one = torch.eye(len(F), dtype=torch.float64, device=F.device)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(F + ridge * one), one, upper=False).T
 
 
 def _ridges(F: Tensor) -> Tensor:
