@@ -55,8 +55,9 @@ class FlashACEModel(ModelInterface):
         """`energy` [B] eV, `forces` [N, 3] eV/Å, and `stress` [B, 3, 3] eV/Å³, which is NaN for a system whose cell has no volume.
 
         And what `get_uncertainty` of the calculator says of single atoms, where the model file has statistics for it:
-        `energies_uncertainty` [N] eV. They have the dtype and the device of the positions. Raises FlashACEError for elements the model does
-        not know and structures that cannot be evaluated, and CalculationFailed for results that are not finite, or too uncertain.
+        `energies_uncertainty` [N] eV and `forces_uncertainty` [N] eV/Å. All have the dtype and the device of the positions. Raises
+        FlashACEError for elements the model does not know and structures that cannot be evaluated, and CalculationFailed for results that
+        are not finite, or too uncertain.
         """
         found: dict[str, list[Tensor]] = defaultdict(list)
         for graph, prediction in self.calculator.predict(self._graphs(state)):
@@ -65,6 +66,8 @@ class FlashACEModel(ModelInterface):
                 found[name].append(getattr(prediction, name))
             if uncertainty is not None:
                 found["energies_uncertainty"].append(torch.from_numpy(uncertainty.energies))
+                if uncertainty.forces is not None:
+                    found["forces_uncertainty"].append(torch.from_numpy(uncertainty.forces))
         return {name: torch.cat(each).to(state.positions) for name, each in found.items()}
 
     def _graphs(self, state: SimState) -> Iterator[Graph]:

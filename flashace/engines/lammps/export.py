@@ -19,7 +19,6 @@ from flashace.backends.trial import check_kernel
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
 from flashace.potential.model import AttentionACE
-from flashace.potential.uncertainty import Uncertainty
 
 WEIGHTS = "flashace_weights"  # what model.c calls them
 ROWS = 8  # of `uncertainty` in model.c
@@ -69,10 +68,10 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
             "SHORTEST": _array(None if model.shortest_distances is None else model.shortest.flatten().tolist()),
             "COORDINATION": _array(None if known is None else [end for ends in known.of_pairs.values() for end in ends]),
         }
-        if model.uncertainty is not None:
-            whitening, exponent = _of_forces(model.uncertainty)
+        if model.uncertainty is not None and (law := model.uncertainty.force_law) is not None:
+            whitening = law.scale ** (1 / law.exponent) * model.uncertainty.atoms.whitening
             uncertainty_file.write_bytes(kernel.features_alone.numpy().tobytes() + _triangle(whitening, model.dtype))
-            texts["UNCERTAINTY_FILE"], numbers["EXPONENT"] = str(uncertainty_file), exponent.hex()
+            texts["UNCERTAINTY_FILE"], numbers["EXPONENT"] = str(uncertainty_file), law.exponent.hex()
         defined = {**{name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}, **numbers}
         headers = {LAYOUT: c_header(model), "weights.h": "".join(f"#define {name} {value}\n" for name, value in defined.items())}
         # -Bsymbolic: its own `evaluate`, whatever else has one
@@ -83,11 +82,6 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
         if not lacking:
             check_kernel(model, kernel.from_file(fresh, WEIGHTS).evaluate)
     return lacking
-
-
-def _of_forces(uncertainty: Uncertainty) -> tuple[Tensor, float]:
-    """W and exponent e of the uncertainty |f W|^e of the forces on an atom with the features f."""
-    return uncertainty.atoms.whitening, 1.0
 
 
 def _triangle(whitening: Tensor, dtype: torch.dtype) -> bytes:

@@ -14,7 +14,7 @@ from ase.build import bulk
 from flashace.engines.lammps.export import export_for_lammps
 from flashace.potential.model import AttentionACE
 from flashace.potential.model_file import load_model
-from flashace.potential.uncertainty import Rigidity, Uncertainty
+from flashace.potential.uncertainty import ForceLaw, Rigidity, Uncertainty
 from flashace.structure.neighbors import build_graph
 
 
@@ -36,7 +36,8 @@ def uncertain(make_model: Callable[..., AttentionACE], tmp_path_factory: pytest.
         atoms.rattle(0.1, seed=seed)
         features.append(model.with_features(build_graph(atoms, model.config.r_max))[1])
     rows, sums = torch.cat(features), torch.stack([each.sum(0) for each in features])
-    model.uncertainty = Uncertainty(Rigidity(sums.T @ sums, 1e-2, 0.1), Rigidity(rows.T @ rows, 1e-2, 0.1), 6, 1.0)
+    of_energy, of_atoms = (Rigidity(x.T @ x, 1e-2, 0.1) for x in (sums, rows))
+    model.uncertainty = Uncertainty(of_energy, of_atoms, frames=6, largest=1.0, force_law=ForceLaw(3.0, 0.8, 1.0))
     path = tmp_path_factory.mktemp("uncertain") / "model.so"
     assert export_for_lammps(model, path, "uncertain.pt") == []
     return model, path

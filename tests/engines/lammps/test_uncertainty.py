@@ -1,5 +1,6 @@
 """How uncertain forces are: each atom as in ASE, on any number of processes; warnings, the end of a run, the file of configurations."""
 
+import copy
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from flashace import FlashACE
 from flashace.data.statistics import neighbour_statistics
 from flashace.engines.lammps import export
 from flashace.engines.lammps.export import export_for_lammps
+from flashace.potential.uncertainty import Uncertainty
 from flashace.structure.coordination import Coordination
 from flashace.structure.neighbors import build_graph
 
@@ -37,7 +39,7 @@ def with_one_out_of_place() -> Atoms:
 
 
 def ase_says(model, atoms: Atoms) -> np.ndarray:
-    return FlashACE(model, dtype="float64", kernel="compiled").get_uncertainty(atoms).energies
+    return FlashACE(model, dtype="float64", kernel="compiled").get_uncertainty(atoms).forces
 
 
 def said(done) -> str:
@@ -161,8 +163,8 @@ def test_guards_write_and_stop_as_well(uncertain, make_model, commands, lammps, 
     assert [frame.cell.lengths()[2] for frame in read(tmp_path / "far.xyz", ":")] == pytest.approx([4.36, 16.36])
 
 
-def test_files_without_it_say_so_only_where_it_is_asked_for(exported, model, commands, lammps, monkeypatch, tmp_path):
-    """A model that has none, and a file of the version before there was any."""
+def test_files_without_it_say_so_only_where_it_is_asked_for(exported, uncertain, model, commands, lammps, monkeypatch, tmp_path):
+    """A model that has none, a file of the version before there was any, and a model whose calibration knew no forces."""
     for name in ("model.c", "model.h"):
         text = export.MODEL_C.with_name(name).read_text()
         text = text.replace("FLASHACE_ABI 3", "FLASHACE_ABI 2").replace(", FEATURE_BYTES, uncertainty}", "}")
@@ -170,8 +172,13 @@ def test_files_without_it_say_so_only_where_it_is_asked_for(exported, model, com
     assert "feature_bytes" not in (tmp_path / "model.h").read_text()
     monkeypatch.setattr(export, "MODEL_C", tmp_path / "model.c")
     export_for_lammps(model, tmp_path / "old.so", "old.pt")
+    monkeypatch.undo()
+    knows_energies = copy.copy(uncertain[0])
+    known = uncertain[0].uncertainty
+    knows_energies.uncertainty = Uncertainty(known.energy, known.atoms, known.frames, known.largest)
+    export_for_lammps(knows_energies, tmp_path / "energies.so", "energies.pt")
     lacks = "ERROR: pair_style flashace: expected a model file with uncertainty, got one without"
-    for file in (exported, tmp_path / "old.so"):
+    for file in (exported, tmp_path / "old.so", tmp_path / "energies.so"):
         assert "ERROR" not in lammps(commands(crystal(), file, "run 1\n")).stdout
         assert lacks in said(lammps(commands(crystal(), file, "run 1\n", "uncertainty warn 0.1"), 2, ok=False))
         assert lacks in said(lammps(commands(crystal(), file, READ.format(every=1, flag=1) + "run 1\n"), 2, ok=False))
