@@ -1,5 +1,6 @@
 """TorchSim states in; energies, forces and stresses of a fitted model out. The only file that imports torch_sim."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -40,9 +41,11 @@ class FlashACEModel(ModelInterface):
         max_edges: int | None = None,
         kernel: str = "auto",
         skin: float = 0.5,
+        warn_uncertainty: float | None = None,
+        stop_uncertainty: float | None = None,
     ) -> None:
         super().__init__()
-        self.calculator = FlashACE(model, device, dtype, max_edges, kernel=kernel, skin=skin)
+        self.calculator = FlashACE(model, device, dtype, max_edges, warn_uncertainty, stop_uncertainty, kernel, skin)
         self._device, self._dtype = self.calculator.device, torch.float64
         self._compute_forces = self._compute_stress = True
         self._lists: list[VerletList] = []
@@ -51,15 +54,21 @@ class FlashACEModel(ModelInterface):
     def forward(self, state: SimState) -> dict[str, Tensor]:
         """`energy` [B] eV, `forces` [N, 3] eV/Å, and `stress` [B, 3, 3] eV/Å³, which is NaN for a system whose cell has no volume.
 
-        They have the dtype and the device of the positions. Raises FlashACEError for elements the model does not know and structures that
-        cannot be evaluated, and CalculationFailed for results that are not finite.
+        And what `get_uncertainty` of the calculator says of single atoms, where the model file has statistics for it:
+        `energies_uncertainty` [N] eV and `forces_uncertainty` [N] eV/Å. All have the dtype and the device of the positions. Raises
+        FlashACEError for elements the model does not know and structures that cannot be evaluated, and CalculationFailed for results that
+        are not finite, or too uncertain.
         """
-        found = []
+        found: dict[str, list[Tensor]] = defaultdict(list)
         for graph, prediction in self.calculator.predict(self._graphs(state)):
-            self.calculator.evaluation(graph, prediction)
-            found.append(prediction)
-        like = {"dtype": state.positions.dtype, "device": state.positions.device}
-        return {name: torch.cat([getattr(prediction, name) for prediction in found]).to(**like) for name in ("energy", "forces", "stress")}
+            uncertainty = self.calculator.evaluation(graph, prediction).uncertainty
+            for name in ("energy", "forces", "stress"):
+                found[name].append(getattr(prediction, name))
+            if uncertainty is not None:
+                found["energies_uncertainty"].append(torch.from_numpy(uncertainty.energies))
+                if uncertainty.forces is not None:
+                    found["forces_uncertainty"].append(torch.from_numpy(uncertainty.forces))
+        return {name: torch.cat(each).to(state.positions) for name, each in found.items()}
 
     def _graphs(self, state: SimState) -> Iterator[Graph]:
         """One Verlet list for each place in the batch: where another system takes the place, the list is made anew."""

@@ -16,6 +16,8 @@ from ase.md.verlet import VelocityVerlet
 from flashace import FlashACE, FlashACEError
 from flashace.potential.model import AttentionACE, ModelConfig
 from flashace.potential.model_file import save_model
+from flashace.potential.uncertainty import ForceLaw, Rigidity, Uncertainty
+from flashace.structure.neighbors import build_graph
 
 SAME = 1e-10  # eV, eV/Å and eV/Å³ in float64
 ROUNDED = 1e-4  # the same in float32
@@ -98,6 +100,25 @@ def test_one_flag_per_direction_as_in_newer_torchsim(simulated, state_of, struct
 def test_results_have_the_precision_of_the_state(simulated, state_of, structure):
     found = simulated()(state_of(structure("crystal"), dtype=torch.float32))
     assert {x.dtype for x in found.values()} == {torch.float32}
+
+
+@needs_torchsim
+def test_atoms_are_as_uncertain_as_in_ase(tmp_path, simulated, state_of, structure, make_model):
+    model = make_model()
+    features = model.with_features(build_graph(structure("crystal"), model.config.r_max))[1]
+    model.uncertainty = Uncertainty(
+        *[Rigidity(features.T @ features, 0.1, 0.1)] * 2, frames=10, largest=1.0, force_law=ForceLaw(3.0, 0.8, 1.0)
+    )
+    save_model(tmp_path / "uncertain.pt", model, {})
+    structures, calculator = [structure("sheared"), structure("crystal")], FlashACE(tmp_path / "uncertain.pt", "cpu", "float64")
+    found = simulated(model=tmp_path / "uncertain.pt")(state_of(*structures))
+    for name in ("energies", "forces"):
+        expected = np.concatenate([getattr(calculator.get_uncertainty(atoms), name) for atoms in structures])
+        np.testing.assert_allclose(found[f"{name}_uncertainty"], expected, rtol=SAME)
+    strict = simulated(model=tmp_path / "uncertain.pt", stop_uncertainty=0.9 * found["energies_uncertainty"].max().item())
+    with pytest.raises(CalculationFailed, match="stop_uncertainty: 1 of"):
+        strict(state_of(*structures))
+    assert list(simulated()(state_of(*structures))) == ["energy", "forces", "stress"]
 
 
 @needs_torchsim

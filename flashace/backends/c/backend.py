@@ -62,7 +62,7 @@ class CpuKernel(Backend):
         self._model.e0, self._model.scale, self._model.per_energy = self._model.alone, 1.0, 0.0  # what the network gives, bare
         elements = torch.arange(len(model.e0))
         edges = torch.zeros(len(elements) + 1, dtype=torch.int64), elements[:0], torch.zeros(0, 3, dtype=torch.float64)
-        alone, _, self._features_alone = self._run(*edges, elements, 1, True)
+        alone, _, self.features_alone = self._run(*edges, elements, 1, True)
         self._model.alone, self._model.e0, self._model.scale, self._model.per_energy = self._hold(alone), e0, scale, per_energy
         self._other_terms = [cast(Term, term) for term in model.terms if not isinstance(term, Repulsion)]
         check_kernel(model, self.evaluate)
@@ -123,7 +123,7 @@ class CpuKernel(Backend):
         element = self._element_index[graph.numbers]
         arrays = graph.first, graph.edge_index[1].contiguous(), graph.edge_vec.double().contiguous(), element
         energies, slopes, found = self._run(*arrays, graph.max_neighbors, features)
-        return Slopes(energies, slopes, found - self._features_alone[element[: graph.num_centres]] if features else None), arrays
+        return Slopes(energies, slopes, found - self.features_alone[element[: graph.num_centres]] if features else None), arrays
 
     def _run(
         self, first: Tensor, neighbour: Tensor, edge_vec: Tensor, element: Tensor, most: int, features: bool

@@ -62,10 +62,12 @@ int64_t memory_for(int64_t most) {
     return share_out(NULL, most, &p);
 }
 
-/* of one atom of the block, after a layer: F + RW numbers */
-static void features_of(const Work *work, const Kept *kept, int b, real *out) {
-    for (int f = 0; f < F; f++) out[f] = work->s[f][b];
-    for (int f = 0; f < RW; f++) out[F + f] = silu(kept->readout[f])[b];
+/* of the n atoms of the block, after a layer: F + RW numbers, in rows of P times as many */
+static void features_of(const Work *work, const Kept *kept, int n, real *out) {
+    for (int f = 0; f < F + RW; f++) {
+        const vec x = f < F ? work->s[f] : silu(kept->readout[f - F]);
+        for (int b = 0; b < n; b++) out[b * P * (F + RW) + f] = x[b];
+    }
 }
 
 /* edges that are known by their vectors -> what the readouts sum up to; features [n, P, F + RW] where not NULL */
@@ -79,8 +81,7 @@ static vec block_forward(const Model *model, const Places *at, real *features) {
     for (int p = 0; p < P; p++) {
         layer_forward(model, model->layers + p, block, at->work, at->kept + p);
         energy += readout_forward(model->layers + p, at->work->s, at->kept[p].readout);
-        for (int b = 0; features != NULL && b < block->n; b++)
-            features_of(at->work, at->kept + p, b, features + (b * P + p) * (F + RW));
+        if (features != NULL) features_of(at->work, at->kept + p, block->n, features + p * (F + RW));
     }
     return energy;
 }

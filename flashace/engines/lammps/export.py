@@ -9,6 +9,9 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from flashace.backends.c.backend import LAYOUT, SOURCE, CpuKernel, compile_command
 from flashace.backends.compiler import compile_library, processor
 from flashace.backends.layout import c_header
@@ -18,6 +21,7 @@ from flashace.files import whole_file
 from flashace.potential.model import AttentionACE
 
 WEIGHTS = "flashace_weights"  # what model.c calls them
+ROWS = 8  # of `uncertainty` in model.c
 MODEL_C = Path(__file__).with_name("model.c")
 # what compilers say a processor of x86 has; Linux has other names for two of them
 FEATURE = re.compile(r"#define __(SSE4_[12]|POPCNT|AVX[A-Z0-9_]*|FMA|F16C|BMI2?|LZCNT|MOVBE|GFNI|VAES|VPCLMULQDQ)__ 1")
@@ -46,7 +50,7 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
     needs = _needs(command[0], march)
     weights, data = kernel.as_c("flashace_data")
     with whole_file(output) as fresh, tempfile.TemporaryDirectory() as scratch:
-        weights_file = Path(scratch) / "weights.bin"
+        weights_file, uncertainty_file = Path(scratch) / "weights.bin", Path(scratch) / "uncertainty.bin"
         weights_file.write_bytes(data)
         texts = {
             "WEIGHTS_FILE": str(weights_file),
@@ -64,6 +68,10 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
             "SHORTEST": _array(None if model.shortest_distances is None else model.shortest.flatten().tolist()),
             "COORDINATION": _array(None if known is None else [end for ends in known.of_pairs.values() for end in ends]),
         }
+        if model.uncertainty is not None and (law := model.uncertainty.force_law) is not None:
+            whitening = law.scale ** (1 / law.exponent) * model.uncertainty.atoms.whitening
+            uncertainty_file.write_bytes(kernel.features_alone.numpy().tobytes() + _triangle(whitening, model.dtype))
+            texts["UNCERTAINTY_FILE"], numbers["EXPONENT"] = str(uncertainty_file), law.exponent.hex()
         defined = {**{name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}, **numbers}
         headers = {LAYOUT: c_header(model), "weights.h": "".join(f"#define {name} {value}\n" for name, value in defined.items())}
         # -Bsymbolic: its own `evaluate`, whatever else has one
@@ -74,6 +82,14 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
         if not lacking:
             check_kernel(model, kernel.from_file(fresh, WEIGHTS).evaluate)
     return lacking
+
+
+def _triangle(whitening: Tensor, dtype: torch.dtype) -> bytes:
+    """R with |f W| = |R f|, as `uncertainty` of model.c reads it: half of the numbers of W, and as precise as the features."""
+    R = torch.linalg.qr(whitening.cpu().T).R.to(dtype)
+    size = len(R)
+    R = torch.cat([R, R.new_zeros(-size % ROWS, size)])
+    return b"".join(R[first : first + ROWS, first:].T.contiguous().numpy().tobytes() for first in range(0, size, ROWS))
 
 
 def _array(numbers: Sequence[float] | None) -> str:

@@ -7,10 +7,13 @@
 
 #include "atom.h"
 #include "comm.h"
+#include "domain.h"
 #include "error.h"
+#include "fix.h"
 #include "force.h"
 #include "group.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "pair.h"
@@ -27,6 +30,8 @@
 #include <dlfcn.h>
 #include <fstream>
 #include <iterator>
+#include <limits>
+#include <numeric>
 #include <sstream>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -66,6 +71,7 @@ constexpr Element ELEMENTS[] = {
 
 constexpr double CLEARLY_SHORTER = 0.95, SPARE = 0.2, SPARE_SHARE = 0.05;    // as in guards.py and coordination.py
 constexpr int BLOCK = 64;    // centres whose neighbours are in memory at a time
+constexpr double NEVER = std::numeric_limits<double>::infinity();
 
 class PairFlashACE : public Pair {
  public:
@@ -76,7 +82,10 @@ class PairFlashACE : public Pair {
   void init_style() override;
   double init_one(int, int) override;
   void compute(int, int) override;
+  void *extract(const char *, int &) override;
+  void *extract_peratom(const char *, int &) override;
   double memory_usage() override;
+  void judge();
 
  private:
   void load(const std::string &file);
@@ -89,8 +98,13 @@ class PairFlashACE : public Pair {
   void add(int start, int n);
   void watch(int start, int n);
   void tell();
+  void share(std::string &text, int rank);
+  bool is_due();
+  void append();
+  void try_file();
+  double threshold(const std::string &name, const char *value);
 
-  enum { DISTANCE, COORDINATION, NUM_NEWS };
+  enum { DISTANCE, COORDINATION, UNCERTAINTY, NUM_NEWS };
   std::string news[NUM_NEWS];    // what training did not have, as found first by this process
   bool reported[NUM_NEWS] = {};    // in this run; the same on all processes
   std::vector<double> counted;     // neighbours of each element
@@ -107,6 +121,30 @@ class PairFlashACE : public Pair {
   int64_t most = 1;          // neighbours of one centre
   char *room = nullptr;
   int64_t room_size = 0;
+
+  // how uncertain forces are
+  bool judged = false;    // after `uncertainty` in the input
+  double warn = NEVER, stop = NEVER;    // eV/A
+  std::string file;    // for configurations above them; none where empty
+  int every = 100;    // steps between two of these
+  bigint last_written = -1;
+  std::string judge_id() { return "FLASHACE_JUDGE_" + std::to_string(instance_me); }
+  int asked = 0, flag = 0;    // how often in each step (`extract_peratom`), and for the next evaluation (`extract`)
+  std::vector<double> uncertain;    // [nmax] eV/A
+  std::vector<double> features;     // memory for those of a block, whatever their precision
+  int most_uncertain = 0;    // local index
+};
+
+// Calls `judge` where an evaluation counts: fix gcmc and its like ask for energies of configurations that they only try.
+class JudgeFix : public Fix {
+ public:
+  JudgeFix(LAMMPS *lmp, int narg, char **arg) : Fix(lmp, narg, arg) { nevery = 1; }
+  int setmask() override { return FixConst::END_OF_STEP | FixConst::MIN_POST_FORCE; }
+  void setup(int) override { pair->judge(); }
+  void min_setup(int) override { pair->judge(); }
+  void min_post_force(int) override { pair->judge(); }
+  void end_of_step() override { pair->judge(); }
+  PairFlashACE *pair = nullptr;
 };
 
 PairFlashACE::PairFlashACE(LAMMPS *lmp) : Pair(lmp)
@@ -127,11 +165,40 @@ PairFlashACE::~PairFlashACE()
   }
   std::free(room);
   if (library) dlclose(library);
+  if (modify->get_fix_by_id(judge_id())) modify->delete_fix(judge_id());
 }
 
 void PairFlashACE::settings(int narg, char **arg)
 {
-  if (narg > 0) error->all(FLERR, "pair_style flashace: expected nothing after it, got {}; the model goes into pair_coeff", arg[0]);
+  judged = narg > 0;
+  warn = stop = NEVER;
+  file.clear();
+  every = 100;
+  if (judged && strcmp(arg[0], "uncertainty") != 0)
+    error->all(FLERR, "pair_style flashace: expected nothing after it, or uncertainty, got {}; the model goes into pair_coeff", arg[0]);
+  for (int k = 1; k < narg; k += 2) {
+    const std::string name = arg[k];
+    if (name != "warn" && name != "stop" && name != "dump" && name != "every")
+      error->all(FLERR, "pair_style flashace uncertainty: expected warn, stop, dump or every, got {}", name);
+    if (k + 1 == narg) error->all(FLERR, "pair_style flashace uncertainty: expected a value after {}, got nothing", name);
+    if (name == "dump") file = arg[k + 1];
+    else if (name == "every") every = threshold(name, arg[k + 1]);
+    else (name == "warn" ? warn : stop) = threshold(name, arg[k + 1]);
+  }
+  if (judged && warn == NEVER && stop == NEVER)
+    error->all(FLERR, "pair_style flashace uncertainty: expected warn or stop, each with a number of eV/A, got neither; write for instance "
+               "`pair_style flashace uncertainty warn 0.1 stop 1.0`");
+}
+
+// A number above zero from the input, or from 1 on for steps.
+double PairFlashACE::threshold(const std::string &name, const char *value)
+{
+  const bool steps = name == "every";
+  const double number = steps ? utils::inumeric(FLERR, value, false, lmp) : utils::numeric(FLERR, value, false, lmp);
+  if (number <= 0)
+    error->all(FLERR, "pair_style flashace uncertainty: expected {} after {}, got {}", steps ? "a number of steps" : "a number of eV/A above zero",
+               name, value);
+  return number;
 }
 
 void PairFlashACE::coeff(int narg, char **arg)
@@ -185,13 +252,20 @@ void PairFlashACE::load(const std::string &file)
 {
   std::string problem = open(file);
   const int mine = problem.empty() ? comm->nprocs : comm->me;
-  int first_failed, length = problem.size();
+  int first_failed;
   MPI_Allreduce(&mine, &first_failed, 1, MPI_INT, MPI_MIN, world);
   if (first_failed == comm->nprocs) return;
-  MPI_Bcast(&length, 1, MPI_INT, first_failed, world);
-  problem.resize(length);
-  MPI_Bcast(&problem[0], length, MPI_CHAR, first_failed, world);
+  share(problem, first_failed);
   error->all(FLERR, "pair_coeff: {}", problem);
+}
+
+// The text of one process, for all.
+void PairFlashACE::share(std::string &text, int rank)
+{
+  int length = text.size();
+  MPI_Bcast(&length, 1, MPI_INT, rank, world);
+  text.resize(length);
+  MPI_Bcast(&text[0], length, MPI_CHAR, rank, world);
 }
 
 // dlopen takes a name that is open already for the same file, also where another export stands there by now: so each has a name of its own.
@@ -245,7 +319,7 @@ std::string PairFlashACE::open(const std::string &file)
   model = library ? (const FlashACEModel *) dlsym(library, "flashace_model") : nullptr;
   if (!model)
     return "expected a file that `flashace export model.pt --for lammps` has written, got " + file + (reason ? std::string(": ") + reason : "");
-  if (model->abi != FLASHACE_ABI)
+  if (model->abi != FLASHACE_ABI && model->abi != FLASHACE_ABI - 1)
     return "expected a model file for LAMMPS of version " + std::to_string(FLASHACE_ABI) + ", got " + file + " of version " +
         std::to_string(model->abi) + "; export it again, with the version of FlashACE that this pair style is from";
   const std::string features = processor_features();
@@ -276,6 +350,8 @@ void PairFlashACE::init_style()
       error->all(FLERR, "pair_style flashace: expected bonded neighbors like all others, got special_bonds that leave them out; write "
                  "`special_bonds lj/coul 1 1 1`");
   compare_masses();
+  try_file();
+  if (judged && !modify->get_fix_by_id(judge_id())) ((JudgeFix *) modify->add_fix(judge_id() + " all flashace/judge"))->pair = this;
   for (int k = 0; k < NUM_NEWS; k++) {
     news[k].clear();
     reported[k] = false;
@@ -315,6 +391,17 @@ double PairFlashACE::init_one(int i, int j)
 void PairFlashACE::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
+  const bool wanted = judged || asked || flag;
+  if (wanted) {
+    if (model->abi < FLASHACE_ABI || !model->feature_bytes)
+      error->all(FLERR, "pair_style flashace: expected a model file with uncertainty, got one without ({}); "
+                 "`flashace calibrate` adds it to the model, from the data of its fit, then export that again", model->origin);
+    features.resize((BLOCK * model->feature_bytes + 7) / 8);
+    uncertain.assign(std::max(atom->nmax, 1), 0.0);
+    most_uncertain = 0;
+  }
+  if (judged)
+    for (auto &each : news) each.clear();    // what was found while a fix tried something counts for nothing
   select();
   const int total = centres.size();
   for (int start = 0; start < total; start += BLOCK) {
@@ -330,11 +417,20 @@ void PairFlashACE::compute(int eflag, int vflag)
     g.resize(edge_vec.size());
     energies.resize(n);
     model->evaluate(model->weights, room, most, 0, n, first.data(), neighbour.data(), edge_vec.data(), species.data(), energies.data(),
-                    g.data(), nullptr);
+                    g.data(), wanted ? features.data() : nullptr);
+    if (wanted) {
+      double found[BLOCK];
+      model->uncertainty(n, first.data(), species.data(), features.data(), found);
+      for (int k = 0; k < n; k++) {
+        const int i = centres[start + k];
+        uncertain[i] = std::isfinite(found[k]) ? found[k] : std::numeric_limits<double>::max();
+        if (uncertain[i] > uncertain[most_uncertain]) most_uncertain = i;
+      }
+    }
     add(start, n);
     watch(start, n);
   }
-  if (eflag_global) tell();    // on all processes or on none
+  if (eflag_global && !judged) tell();    // on all processes or on none
 }
 
 // Groups, as bits of a mask, that are kept from the neighbours of others: by `neigh_modify exclude`, or by a fix that deletes atoms on trial.
@@ -472,29 +568,128 @@ void PairFlashACE::watch(int start, int n)
   }
 }
 
-// What one of the processes has noted is said once per run. Only where energies are asked for, so that most steps do without talk.
+// What one of the processes has noted is said once per run. Without `uncertainty` only where energies are asked for, so that most steps do
+// without talk; with it at each step, since one may be the last.
 void PairFlashACE::tell()
 {
-  int mine[NUM_NEWS], anywhere[NUM_NEWS];
-  if (reported[DISTANCE] && reported[COORDINATION]) return;
-  for (int k = 0; k < NUM_NEWS; k++) mine[k] = news[k].empty() || reported[k] ? comm->nprocs : comm->me;
-  MPI_Allreduce(mine, anywhere, NUM_NEWS, MPI_INT, MPI_MIN, world);
+  struct {
+    double value;
+    int rank;
+  } mine[NUM_NEWS], most[NUM_NEWS];
+  if (!judged && reported[DISTANCE] && reported[COORDINATION]) return;
+  for (int k = 0; k < NUM_NEWS; k++) mine[k] = {!news[k].empty() && !reported[k] ? 1.0 : 0.0, comm->me};
+  mine[UNCERTAINTY].value = judged ? uncertain[most_uncertain] : 0.0;
+  MPI_Allreduce(mine, most, NUM_NEWS, MPI_DOUBLE_INT, MPI_MAXLOC, world);
+  const bool is_uncertain = most[UNCERTAINTY].value > std::min(warn, stop), too_uncertain = most[UNCERTAINTY].value > stop;
+  const int reason = too_uncertain ? UNCERTAINTY : most[COORDINATION].value > 0 && stop < NEVER ? COORDINATION : NUM_NEWS;
+  if (is_uncertain && comm->me == most[UNCERTAINTY].rank) {
+    const int i = most_uncertain;
+    news[UNCERTAINTY] = fmt::format("at step {} the force on atom {} ({}) is uncertain by {:.3g} eV/A, which is more than {:g}", update->ntimestep,
+                                    atom->tag[i], elements[map[atom->type[i]]], uncertain[i], too_uncertain ? stop : warn);
+  }
   for (int k = 0; k < NUM_NEWS; k++) {
-    if (anywhere[k] == comm->nprocs) continue;
-    int length = news[k].size();
-    MPI_Bcast(&length, 1, MPI_INT, anywhere[k], world);
-    news[k].resize(length);
-    MPI_Bcast(&news[k][0], length, MPI_CHAR, anywhere[k], world);
+    if ((k == UNCERTAINTY ? !is_uncertain : most[k].value == 0) || (reported[k] && k != reason)) continue;
+    share(news[k], most[k].rank);
     reported[k] = true;
-    if (comm->me == 0)
+    if (comm->me == 0 && k != reason)
       error->warning(FLERR, "pair_style flashace: {}. Energies and forces are a guess here: look whether the atoms are meant to be like this, "
                      "or add such frames to the training data (said once per run)", news[k]);
   }
+  const bool written = judged && (is_uncertain || most[DISTANCE].value > 0 || most[COORDINATION].value > 0) && (reason < NUM_NEWS || is_due());
+  if (written) append();
+  if (reason < NUM_NEWS)
+    error->all(FLERR, "pair_style flashace uncertainty stop: {}. The atoms are unlike those that the model was fitted to: {}", news[reason],
+               file.empty() ? "label this configuration and add it to the data" : "label this configuration, the last in " + file +
+               ", and add it to the data");
+}
+
+void PairFlashACE::judge()
+{
+  if (judged) tell();
+}
+
+// Whether it is time to write a configuration: one of every so many steps, also where the run began anew in between.
+bool PairFlashACE::is_due()
+{
+  return last_written < 0 || update->ntimestep < last_written || update->ntimestep >= last_written + every;
+}
+
+// The atoms of all processes into `file`, in the order of their numbers, as extended XYZ.
+void PairFlashACE::append()
+{
+  if (file.empty()) return;
+  last_written = update->ntimestep;
+  constexpr int COLUMNS = 6;
+  std::vector<double> own, all;
+  for (int i = 0; i < atom->nlocal; i++) {
+    const double *x = atom->x[i];
+    const double tag = atom->tag_enable ? atom->tag[i] : 0;
+    own.insert(own.end(), {tag, (double) atom->type[i], x[0] - domain->boxlo[0], x[1] - domain->boxlo[1], x[2] - domain->boxlo[2], uncertain[i]});
+  }
+  std::vector<int> counts(comm->nprocs), starts(comm->nprocs);
+  const int mine = own.size();
+  MPI_Gather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, 0, world);
+  std::partial_sum(counts.begin(), counts.end() - 1, starts.begin() + 1);
+  all.resize(starts.back() + counts.back());
+  MPI_Gatherv(own.data(), mine, MPI_DOUBLE, all.data(), counts.data(), starts.data(), MPI_DOUBLE, 0, world);
+  std::string problem;
+  if (comm->me == 0) {
+    std::vector<int> order(all.size() / COLUMNS);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return all[COLUMNS * a] < all[COLUMNS * b]; });
+    std::string frame = fmt::format("{}\nLattice=\"{} 0.0 0.0 {} {} 0.0 {} {} {}\" Properties=species:S:1:pos:R:3:id:I:1:forces_uncertainty:R:1 "
+                                    "pbc=\"{} {} {}\" step={}\n", order.size(), domain->xprd, domain->xy, domain->yprd, domain->xz, domain->yz,
+                                    domain->zprd, "FT"[domain->xperiodic], "FT"[domain->yperiodic], "FT"[domain->zperiodic], update->ntimestep);
+    for (int k : order) {
+      const double *row = &all[COLUMNS * k];
+      const int element = map[(int) row[1]];
+      frame += fmt::format("{} {} {} {} {} {}\n", element < 0 ? "X" : elements[element], row[2], row[3], row[4], (tagint) row[0], row[5]);
+    }
+    FILE *stream = fopen(file.c_str(), "a");
+    const bool whole = stream && fwrite(frame.data(), 1, frame.size(), stream) == frame.size();
+    if (!stream || fclose(stream) != 0 || !whole) problem = utils::getsyserror();
+  }
+  share(problem, 0);
+  if (!problem.empty()) error->all(FLERR, "pair_style flashace uncertainty: expected to write to {}, got: {}", file, problem);
+}
+
+// What cannot be written shall not be found out when it is needed.
+void PairFlashACE::try_file()
+{
+  if (file.empty()) return;
+  std::string problem;
+  if (comm->me == 0) {
+    const bool is_new = access(file.c_str(), F_OK) != 0;
+    FILE *stream = fopen(file.c_str(), "a");
+    if (!stream) problem = utils::getsyserror();
+    else fclose(stream);
+    if (stream && is_new) unlink(file.c_str());
+  }
+  share(problem, 0);
+  if (!problem.empty()) error->all(FLERR, "pair_style flashace uncertainty dump: expected a file to write to, got {}: {}", file, problem);
+}
+
+// For fix pair: `uncertainty`, of each atom, in eV/A. Who reads it without having a flag needs it at each step.
+void *PairFlashACE::extract_peratom(const char *name, int &columns)
+{
+  if (strcmp(name, "uncertainty") != 0) return nullptr;
+  columns = 0;
+  if (!flag) asked++;
+  return uncertain.empty() ? nullptr : uncertain.data();
+}
+
+// For fix pair, which sets the flag before the evaluations that shall give the values; before that it has asked for them (`extract_peratom`).
+void *PairFlashACE::extract(const char *name, int &dimension)
+{
+  if (strcmp(name, "uncertainty_flag") != 0) return nullptr;
+  dimension = 0;
+  asked--;
+  return &flag;
 }
 
 double PairFlashACE::memory_usage()
 {
-  return Pair::memory_usage() + room_size + sizeof(double) * (edge_vec.capacity() + g.capacity()) +
+  return Pair::memory_usage() + room_size + sizeof(double) * (edge_vec.capacity() + g.capacity() + uncertain.capacity() + features.capacity()) +
       (sizeof(int64_t) + sizeof(int)) * atoms.capacity();
 }
 
@@ -518,9 +713,14 @@ typedef void (*lammpsplugin_regfunc)(lammpsplugin_t *, void *);
 }
 #endif
 
-static Pair *create(LAMMPS *lmp)
+static Pair *create_pair(LAMMPS *lmp)
 {
   return new PairFlashACE(lmp);
+}
+
+static Fix *create_fix(LAMMPS *lmp, int narg, char **arg)
+{
+  return new JudgeFix(lmp, narg, arg);
 }
 
 extern "C" void lammpsplugin_init(void *lmp, void *handle, void *register_plugin)
@@ -531,7 +731,12 @@ extern "C" void lammpsplugin_init(void *lmp, void *handle, void *register_plugin
   plugin.name = "flashace";
   plugin.info = "FlashACE: attention on the Atomic Cluster Expansion";
   plugin.author = "The FlashACE developers";
-  plugin.creator.v1 = (lammpsplugin_factory1 *) &create;
+  plugin.creator.v1 = (lammpsplugin_factory1 *) &create_pair;
   plugin.handle = handle;
+  ((lammpsplugin_regfunc) register_plugin)(&plugin, lmp);
+  plugin.style = "fix";
+  plugin.name = "flashace/judge";
+  plugin.info = "What pair_style flashace makes for itself where uncertainty is asked for";
+  plugin.creator.v2 = (lammpsplugin_factory2 *) &create_fix;
   ((lammpsplugin_regfunc) register_plugin)(&plugin, lmp);
 }

@@ -169,7 +169,7 @@ ON_TOP = "create_atoms 1 single 2 2 2\ncreate_atoms 2 single 2 2 2\n"
 BAD = {
     "units": ("units metal", "units real", "expected units metal .* got real"),
     "newton": ("units metal", "units metal\nnewton off", "expected newton on for pairs, got off; write `newton on`"),
-    "words after the style": ("pair_style flashace", "pair_style flashace 5.0", "expected nothing after it, got 5.0"),
+    "words after the style": ("pair_style flashace", "pair_style flashace 5.0", "expected nothing after it, or uncertainty, got 5.0"),
     "one element for two types": ("C Si\n", "C\n", "2 elements, one for each type of atoms, got 4 words"),
     "unknown element": ("C Si\n", "C Ge\n", "knows the elements C Si, got Ge for atom type 2"),
     "NULL": ("C Si\n", "C NULL\n", "got NULL for type 2; NULL is for pair_style hybrid"),
@@ -179,7 +179,7 @@ BAD = {
     "a folder": ("MODEL", ".", "expected a file that `flashace export .*` has written, got [.]: "),
     "truncated": ("MODEL", "truncated.so", "has written, got truncated.so, which is damaged, or of an earlier version"),
     "a wrong bit": ("MODEL", "damaged.so", "has written, got damaged.so, which is damaged, or of an earlier version"),
-    "another version": ("MODEL", "version.so", "of version 2, got version.so of version 7; export it again"),
+    "another version": ("MODEL", "version.so", "of version 3, got version.so of version 7; export it again"),
     "neigh_modify exclude": ("run 0", "neigh_modify exclude type 1 2\nrun 0", "got neigh_modify exclude; leave it out"),
     "neigh_modify include": (
         "run 0",

@@ -1,7 +1,5 @@
 """What training did not have is said once per run, by one of the processes."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from ase import Atoms
@@ -33,19 +31,6 @@ def of_crystals(make_model, tmp_path_factory):
     return path, model.coordination.of_pairs
 
 
-def commands(atoms: Atoms, model: Path, runs: str) -> str:
-    """All atoms in a box, without the file of `read_data`."""
-    x, y, z = atoms.cell.lengths()
-    places = "".join(
-        f"create_atoms {1 if symbol == 'C' else 2} single {' '.join(map(str, position))}\n"
-        for symbol, position in zip(atoms.symbols, atoms.get_positions(wrap=True), strict=True)
-    )
-    return (
-        f"clear\nunits metal\nregion box block 0 {x} 0 {y} 0 {z}\ncreate_box 2 box\n{places}mass 1 12.011\nmass 2 28.085\n"
-        f"pair_style flashace\npair_coeff * * {model} C Si\n{runs}"
-    )
-
-
 def slab() -> Atoms:
     atoms = crystal()
     atoms.cell[2, 2] += 12.0
@@ -59,7 +44,7 @@ def too_close() -> Atoms:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_once_per_run_and_only_where_it_is_true(of_crystals, lammps, ranks):
+def test_once_per_run_and_only_where_it_is_true(of_crystals, commands, lammps, ranks):
     model, known = of_crystals
     said = [
         " ".join(lammps(commands(atoms, model, "run 0\nrun 2\n"), ranks).stdout.split()).split("WARNING: pair_style flashace: ")[1:]
@@ -72,5 +57,5 @@ def test_once_per_run_and_only_where_it_is_true(of_crystals, lammps, ranks):
     assert sum("A apart, and no such pair closer than 1.700 A in training" in message for message in said[2]) == 2
 
 
-def test_a_model_that_does_not_tell_is_not_guarded(exported, lammps):
+def test_a_model_that_does_not_tell_is_not_guarded(exported, commands, lammps):
     assert "WARNING: pair_style flashace" not in lammps(commands(slab(), exported, "run 0\n")).stdout
