@@ -108,8 +108,8 @@ def _plan(
         spare_inputs(folder, prepared.config.train, path)
         if holds_lesson(folder):
             shutil.rmtree(folder / PLACE)  # the lesson of another fit: what it held out, this one may learn
-            for path in [folder / "certificate.json", *folder.glob("certificate_*.png")]:
-                path.unlink(missing_ok=True)
+            for left in [folder / "certificate.json", *folder.glob("certificate_*.png")]:
+                left.unlink(missing_ok=True)
     if lesson is not None:
         start = teach(prepared, options, lesson, folder, asked.started - spent)
         prepared = prepare(_configuration(config, flags | start, resume)[1], None if resume is None else folder, _say)

@@ -16,7 +16,7 @@ from ase.io import read, write
 from flashace import FlashACE
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header
-from flashace.teach import rounds, student
+from flashace.teach import after_fit, rounds, student
 from flashace.teach.config import DistillConfig, sample_config
 from flashace.teach.sampling.seed import look_at
 from flashace.teach.task import labelled
@@ -34,6 +34,7 @@ def _short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(student, "FEWEST_EPOCHS", 2)
     monkeypatch.setattr(student, "ATOMS", 400)
     monkeypatch.setattr(prepare, "TO_FINISH", 22)
+    monkeypatch.setattr(after_fit, "ORDER", ("energy_volume",))
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_a_run_that_goes_on_has_the_same_seeds_to_the_last_digit(flashace, tmp_p
     crystal.info["note"] = "two\nlines"
     write("cu.traj", crystal)
     had = []
-    monkeypatch.setattr(command, "best_of", lambda *arguments: "emt")
+    monkeypatch.setattr(command, "best_of", lambda *arguments: ("emt", None))
     monkeypatch.setattr(rounds, "distill", lambda structures, *arguments: had.append(structures))  # as after Ctrl-C
     assert flashace("distill", "cu.traj", *FEW, "--output", "run").exit_code == 130
     assert flashace("distill", "--resume", "run").exit_code == 130
@@ -192,7 +193,7 @@ def test_a_certificate_that_is_interrupted_is_no_bound_that_fails(flashace, seed
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "best_of", lambda *arguments: "emt")
+    monkeypatch.setattr(command, "best_of", lambda *arguments: ("emt", None))
     monkeypatch.setattr(rounds, "distill", lambda *arguments: [])
     monkeypatch.setattr(command, "_certified", interrupted)
     result = flashace("distill", seed, *FEW, "--output", "a run")
@@ -231,7 +232,21 @@ def test_a_fit_starts_from_what_a_teacher_has_taught(flashace, data):
     seeds = [frame for frame in read("run/teacher/frames.extxyz", ":") if frame.info["config_type"] == "seed"]
     assert seeds
     assert all(any(np.allclose(frame.positions, positions, atol=1e-6) for positions in training) for frame in seeds)
+    provenance = read_header("run/model.pt")["provenance"]
+    assert provenance["teacher"] == {"name": "emt", "licence": "LGPL (ASE)"}
+    rows = {row["key"]: row for row in provenance["certificate"]["rows"]}
+    assert rows["dft_forces"]["number"] == pytest.approx(provenance["errors"]["validation"][-1]["forces_rmse"])
+    taught = read_header("run/teacher/student/model.pt")["provenance"]["errors"]["validation"][-1]
+    assert rows["teacher_forces"]["number"] == pytest.approx(taught["forces_rmse"])
+    assert rows["energy_volume"]["number"] > 0
+    for key, why in (("trajectory_forces", "flashace distill"), ("from_scratch", "a fit of its own"), ("quick_fit", "too few frames")):
+        assert rows[key]["number"] is None
+        assert why in rows[key]["words"]
+    assert "certificate: it took" in result.output
     assert "LGPL" in flashace("info", "run/model.pt").output  # of EMT
+    again = flashace("fit", "--resume", "run")
+    assert again.exit_code == 0, again.output
+    assert "certificate: it took" not in again.output
     assert "holds a fit already" in flashace("fit", data, *TINY, "--output", "run").output
     assert read_header("run/model.pt")["atomic_energies"] != read_header("run/teacher/student/model.pt")["atomic_energies"]
 
