@@ -11,14 +11,15 @@ disturbed: none lost, none made twice. Exit status 1 where they are not.
 import argparse
 import csv
 import itertools
+import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -27,16 +28,15 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import read, write
 
+from flashace.cli.main import main as command
 from flashace.potential.model_file import load_model, read_header
+from flashace.teach import after_fit, student
 
 TINY = (
     "--teacher", "emt", "--max-atoms", "8", "--size", "small", "--hidden-dim", "16", "--num-channels", "4", "--correlation", "2",
     "--r-max", "4", "--device", "cpu", "--compile", "false",
 )  # fmt: skip
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
-COMMAND = "from flashace.cli.main import main; main()"
-# the lesson, and what is measured at the end, are cut down to what is killed in seconds
-SHORT = "from flashace.teach import after_fit, student; student.ATOMS = 4000; after_fit.ORDER = ('drift', 'energy_volume', 'radial'); "
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Case:
     labels: tuple[str, ...]
     models: tuple[str, ...]
     stages: dict[str, str]  # what is there -> the stage that has begun
-    program: str = COMMAND
 
 
 DISTILL = Case(
@@ -79,7 +78,6 @@ FIT = Case(
         "model.pt": "certificate",
         "certificate.json": "end",
     },
-    SHORT + COMMAND,
 )
 
 
@@ -87,7 +85,7 @@ FIT = Case(
 class Watched:
     """A run, and when its stages began, in s since its start."""
 
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     folder: Path
     stages: dict[str, str]
     began: float = field(default_factory=time.monotonic)
@@ -95,14 +93,14 @@ class Watched:
 
     def wait(self, until: float = float("inf"), stage: str = "") -> bool:
         """Until it ends, so many seconds are over, or the stage has begun; whether it still runs."""
-        while self.process.poll() is None and time.monotonic() - self.began < until:
+        while self.process.is_alive() and time.monotonic() - self.began < until:
             for path, name in self.stages.items():
                 if name not in self.seen and (self.folder / path).exists():
                     self.seen[name] = time.monotonic() - self.began
             if stage in self.seen:
                 return True
             time.sleep(0.02)
-        return self.process.poll() is None
+        return self.process.is_alive()
 
 
 def main() -> None:
@@ -142,8 +140,19 @@ def start(case: Case, folder: Path, name: str) -> Watched:
     """A new run, or the one of this name that goes on."""
     goes_on = (folder / name / case.begun).exists()
     rest = (case.arguments[0], "--resume", name) if goes_on else (*case.arguments, "--output", name)
-    process = subprocess.Popen([sys.executable, "-c", case.program, *rest], cwd=folder, stdout=subprocess.DEVNULL)
+    process = get_context("fork").Process(target=_run, args=(folder, [*rest]))
+    process.start()
     return Watched(process, folder / name, case.stages)
+
+
+def _run(folder: Path, arguments: list[str]) -> None:
+    """In a fork, which has the imports behind it, so that most of a run is work. The lesson of a fit, and what its certificate measures,
+    are cut down to what is over in seconds."""
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    after_fit.ORDER = ("drift", "energy_volume", "radial")
+    student.ATOMS = 4000
+    command(arguments)
 
 
 def disturbed(case: Case, folder: Path, kills: int, whole: dict[str, float], rng: random.Random) -> Counter[str]:
@@ -159,8 +168,8 @@ def disturbed(case: Case, folder: Path, kills: int, whole: dict[str, float], rng
             run.wait(stage=stage)
             until = time.monotonic() - run.began + rng.uniform(0.0, lengths[stage])
         if run.wait(until):
-            run.process.send_signal(SIGNALS[number % len(SIGNALS)])
-            run.process.wait()
+            os.kill(int(run.process.pid or 0), SIGNALS[number % len(SIGNALS)])
+            run.process.join()
         else:
             print(f"it has ended before kill {number + 1}")
         there = [name for name, path in paths.items() if (folder / "killed" / path).exists()]

@@ -117,7 +117,7 @@ def give_certificate(prepared: "Prepared", folder: Path) -> None:
     """Where a fit learned from a teacher, its model file says so and has a certificate. Exits with status 130 where Ctrl-C comes first."""
     from flashace.potential.model_file import read_header
     from flashace.teach.after_fit import certificate_of_fit, seconds_for
-    from flashace.teach.before_fit import settings_in
+    from flashace.teach.before_fit import seeds_of, settings_in
     from flashace.teach.certificate import certificate_table, certify
     from flashace.teach.guarded import Guarded
     from flashace.teach.teachers import Teacher
@@ -133,7 +133,7 @@ def give_certificate(prepared: "Prepared", folder: Path) -> None:
             found = certificate_of_fit(
                 folder,
                 calculator,
-                [frame.atoms for frame in prepared.train],
+                seeds_of(prepared),
                 seconds,
                 named.source,
                 named.licence,

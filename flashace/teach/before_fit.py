@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
@@ -51,11 +52,16 @@ def taught(prepared: Prepared, settings: SampleConfig, folder: Path, console: Co
     frames = place / "frames.extxyz"
     with told_in(place / SPENT, started):
         if not frames.exists():
-            drawn = sorted(set(np.linspace(0, len(prepared.train) - 1, MOST_SEEDS).astype(int).tolist()))
-            sample([prepared.train[i].atoms for i in drawn], settings, frames, console)
+            sample(seeds_of(prepared), settings, frames, console)
         limit = prepared.config.train.max_time
         minutes = None if limit is None else max(SHARE * (limit - (time.monotonic() - started) / 60), 0.1)
         return learn([frames], prepared.config, place / "student", console, minutes)
+
+
+def seeds_of(prepared: Prepared) -> list[Atoms]:
+    """Training frames, evenly drawn."""
+    drawn = sorted(set(np.linspace(0, len(prepared.train) - 1, MOST_SEEDS).astype(int).tolist()))
+    return [prepared.train[i].atoms for i in drawn]
 
 
 def settings_in(folder: Path) -> SampleConfig | None:
