@@ -22,15 +22,12 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import read, write
 
-from flashace.cli.main import main as command
-from flashace.potential.model_file import load_model, read_header
-from flashace.teach import after_fit, student
+# what takes seconds to import, `main` and `_run` do: the workers of a teacher import this file
 
 TINY = (
     "--teacher", "emt", "--max-atoms", "8", "--size", "small", "--hidden-dim", "16", "--num-channels", "4", "--correlation", "2",
@@ -67,7 +64,7 @@ DISTILL = Case(
     },
 )
 FIT = Case(
-    ("fit", "data.xyz", *TINY, "-n", "40", "--epochs", "20", "--check", "off"),
+    ("fit", "data.xyz", *TINY, "-n", "24", "--epochs", "10", "--check", "off"),
     "config.yaml",
     ("teacher/frames.extxyz",),
     ("teacher/student/model.pt", "model.pt"),
@@ -104,6 +101,10 @@ class Watched:
 
 
 def main() -> None:
+    import flashace.cli.fit
+    import flashace.teach.after_fit
+    import flashace.teach.rounds  # noqa: F401
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -146,12 +147,15 @@ def start(case: Case, folder: Path, name: str) -> Watched:
 
 
 def _run(folder: Path, arguments: list[str]) -> None:
-    """In a fork, which has the imports behind it, so that most of a run is work. The lesson of a fit, and what its certificate measures,
-    are cut down to what is over in seconds."""
+    """In a fork, which has the imports behind it, so that most of a run is work. Students, and what the certificate of a fit
+    measures, are cut down to what is over in seconds."""
+    from flashace.cli.main import main as command
+    from flashace.teach import after_fit, student
+
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    after_fit.ORDER = ("drift", "energy_volume", "radial")
-    student.ATOMS = 4000
+    after_fit.ORDER = ("energy_volume",)
+    student.ATOMS = 1500
     command(arguments)
 
 
@@ -179,6 +183,10 @@ def disturbed(case: Case, folder: Path, kills: int, whole: dict[str, float], rng
 
 
 def differences(case: Case, whole: Path, killed: Path) -> list[str]:
+    import torch
+
+    from flashace.potential.model_file import load_model
+
     wrong = []
     for name in case.labels:
         one, other = (labels(folder / name) for folder in (whole, killed))
@@ -195,6 +203,8 @@ def differences(case: Case, whole: Path, killed: Path) -> list[str]:
 
 def _told(folder: Path) -> list[object]:
     """Rounds without their times, and the errors on frames that the model file has in its certificate."""
+    from flashace.potential.model_file import read_header
+
     rounds = []
     if (folder / "rounds.csv").exists():
         with (folder / "rounds.csv").open() as file:
