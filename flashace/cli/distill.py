@@ -10,7 +10,7 @@ import click
 from flashace.cli.fields import OF_A_FIT, WithFields
 from flashace.cli.run_folder import OF_DISTILL as OPTIONS
 from flashace.cli.run_folder import default_folder
-from flashace.cli.teaching import best_of, tell_charges
+from flashace.cli.teaching import best_of, nothing_written, tell_charges
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from flashace.train.config import FitConfig
 
 LEFT_BY_DISTILL = (
-    "seeds.extxyz", "config.yaml", "sampled.*", "frames.extxyz", "held_out.extxyz", "student", "round-*", "rounds.csv", "model.pt",
-    "certificate.json", "certificate_*.png", "*.partial", OPTIONS,
+    "seeds.extxyz", "config.yaml", "sampled.*", "frames.extxyz", "held_out.extxyz", "student", "round-*", "rounds.csv", "seconds",
+    "model.pt", "certificate.json", "certificate_*.png", "*.partial", OPTIONS,
 )  # fmt: skip
 # of the model and its fits; the rest is what `fit` does without being asked
 OF_THE_STUDENT = ("size", "r_max", "l_max", "correlation", "num_layers", "hidden_dim", "num_channels", "device", "dtype", "compile")
@@ -54,10 +54,11 @@ def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags
             structures, settings, like = _asked_before(folder, (*seeds, *(["--overwrite"] if overwrite else [])), flags)
         else:
             structures, settings, like = _asked(seeds, flags)
-            best_of([settings.teacher], settings.teacher_arg, like.model.r_max, structures, [])
+            with nothing_written():
+                best_of([settings.teacher], settings.teacher_arg, like.model.r_max, structures, [], settings.timeout)
+                settings = with_number(settings, structures, settings.max_time)
             folder = default_folder(seeds[0], overwrite, locks) if settings.output is None else Path(settings.output)
             locks.enter_context(locked(folder, tell=console.print))
-            settings = with_number(settings, structures, settings.max_time)
             _spare(folder, seeds, settings.teacher)
             _take(folder, overwrite, structures, settings, like)
             structures = _seeds(folder)  # with the digits that a run that goes on reads, or its tasks would be others
@@ -146,7 +147,7 @@ def _take(folder: Path, overwrite: bool, structures: "list[Atoms]", settings: "D
 
     ours = (folder / OPTIONS).exists()
     if any(path.name != ".lock" for path in folder.iterdir()) and not (ours and overwrite):
-        how = f"--resume {folder}, or --overwrite it" if ours else "name another with --output"
+        how = f"--resume {shlex.quote(str(folder))}, or --overwrite it" if ours else "name another with --output"
         raise FlashACEError(f"{folder}: expected an empty run folder, this one is in use; {how}")
     for path in (path for name in LEFT_BY_DISTILL for path in list(folder.glob(name))):  # what else is there is the user's
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -164,23 +165,25 @@ def _certified(rounds: "list[Round]", structures: "list[Atoms]", settings: "Dist
     from flashace.data.shards import read_data
     from flashace.files import whole_file
     from flashace.teach.certificate import certificate, certificate_table, certify
+    from flashace.teach.guarded import Guarded
     from flashace.teach.rounds import best_of as best_round
     from flashace.teach.teachers import teacher
 
     best = best_round(rounds)
     named = teacher(settings.teacher, settings.teacher_arg)
-    found = certificate(
-        best.model,
-        named.calculator(),
-        structures,
-        held_out=list(read_data(str(folder / "held_out.extxyz"))[0]),
-        trajectories=list(read_data(str(best.place / "held_out.extxyz"))[0]),
-        bounds=bounds_of(settings),
-        folder=folder,
-        name=named.source,
-        licence=named.licence,
-        say=lambda text: console.print(f"certificate: {text}", soft_wrap=True),
-    )
+    with Guarded(named, settings.timeout) as calculator:
+        found = certificate(
+            best.model,
+            calculator,
+            structures,
+            held_out=list(read_data(str(folder / "held_out.extxyz"))[0]),
+            trajectories=list(read_data(str(best.place / "held_out.extxyz"))[0]),
+            bounds=bounds_of(settings),
+            folder=folder,
+            name=named.source,
+            licence=named.licence,
+            say=lambda text: console.print(f"certificate: {text}", soft_wrap=True),
+        )
     with whole_file(folder / "model.pt") as aside:
         shutil.copyfile(best.model, aside)
     certify(folder / "model.pt", found)

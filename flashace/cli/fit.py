@@ -17,7 +17,7 @@ from rich.table import Table
 
 from flashace.cli.fields import OF_A_FIT, OF_A_TEACHER, WithFields
 from flashace.cli.run_folder import config_of_run, default_folder, holds_lesson, refuse_existing, refuse_others, spare_inputs
-from flashace.cli.teaching import Asked, asked_of, choose, sign, teach
+from flashace.cli.teaching import Asked, asked_of, choose, give_certificate, interrupted, spent_before, teach
 from flashace.cli.terminal import console
 from flashace.errors import FlashACEError
 
@@ -59,21 +59,23 @@ def fit(config: str | None, overwrite: bool, dry_run: bool, resume: str | None, 
                 ranks.leave()
         if plan is None:
             return
-        prepared, folder = plan
+        prepared, folder, spent = plan
+        started -= spent
         prepared = replace(prepared, device=ranks.device(prepared.device))
         ended = run_fit(prepared, folder, console, resume=resume is not None, overwrite=overwrite, started=started, ranks=ranks)
     if not ended:
-        console.print(f"interrupted; everything is saved. To go on:\n    flashace fit --resume {folder}", soft_wrap=True)
+        console.print(interrupted(folder), soft_wrap=True)
         raise SystemExit(130)
     if ranks.first:
-        sign(folder)
+        give_certificate(prepared, folder)
     console.print(f"model     {folder / 'model.pt'}\npictures  {folder / 'learning_curve.png'}, {folder / 'parity.png'}", soft_wrap=True)
 
 
 def _plan(
     config: str | None, overwrite: bool, dry_run: bool, resume: str | None, flags: dict[str, Any], asked: Asked, locks: ExitStack
-) -> "tuple[Prepared, Path] | None":
-    """What is fitted, and the run folder, locked; shows the decisions. None for a dry run."""
+) -> "tuple[Prepared, Path, float] | None":
+    """What is fitted, the run folder, locked, and what a lesson took of its time in earlier sessions, in s; shows the decisions. None for a
+    dry run."""
     from flashace.evaluate import report
     from flashace.teach.config import PLACE
     from flashace.train.config import write_config
@@ -93,24 +95,26 @@ def _plan(
     console.print(decisions)
     if folder is None:
         _stop_on_wrong_labels(prepared)
-    settings = choose(prepared, asked, folder)
+    lesson, spent = choose(prepared, asked, folder), spent_before(folder)
     if dry_run:
         return None
     output = prepared.config.train.output
     if folder is None:
         folder = default_folder(prepared.config.train.data[0], overwrite, locks) if output is None else Path(output)
         locks.enter_context(locked(folder, tell=console.print))
-        refuse_others(folder, settings is not None)
+        refuse_others(folder, lesson is not None)
         if not overwrite:
             refuse_existing(folder)
         spare_inputs(folder, prepared.config.train, path)
         if holds_lesson(folder):
             shutil.rmtree(folder / PLACE)  # the lesson of another fit: what it held out, this one may learn
-    if settings is not None:
-        start = teach(prepared, options, settings, folder, asked.started)
+            for left in [folder / "certificate.json", *folder.glob("certificate_*.png")]:
+                left.unlink(missing_ok=True)
+    if lesson is not None:
+        start = teach(prepared, options, lesson, folder, asked.started - spent)
         prepared = prepare(_configuration(config, flags | start, resume)[1], None if resume is None else folder, _say)
         write_config(folder / "config.yaml", prepared.config)  # which a fit that goes on leaves as it is
-    return prepared, folder
+    return prepared, folder, spent
 
 
 def _say(message: str) -> None:

@@ -1,6 +1,7 @@
 """Where a fit writes: a folder that is free, spares what the fit reads, or holds the run that goes on."""
 
 import itertools
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,8 @@ def refuse_existing(folder: Path) -> None:
 
     if any((folder / name).exists() for name in LEFT_BY_A_FIT) or holds_lesson(folder) or checkpoints_in(folder / "checkpoints"):
         raise FlashACEError(
-            f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, or --resume {folder}"
+            f"{folder}: this run folder holds a fit already; name another with --output, or say --overwrite, "
+            f"or --resume {shlex.quote(str(folder))}"
         )
 
 
@@ -98,7 +100,9 @@ def config_of_run(run: str, config: str | None, flags: dict[str, Any]) -> str:
             "may be given, to make it longer)"
         )
     if (Path(run) / OF_DISTILL).exists():
-        raise FlashACEError(f"--resume {run}: expected the folder of a fit, this run goes on with `flashace distill --resume {run}`")
+        raise FlashACEError(
+            f"--resume {run}: expected the folder of a fit, this run goes on with `flashace distill --resume {shlex.quote(str(run))}`"
+        )
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise FlashACEError(f"--resume {run}: expected the folder of a run, found no {path}; name one, or start the fit anew")

@@ -20,7 +20,7 @@ def sample(seeds: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any)
     """Explore around the structures of SEEDS and label what is found. A run that was ended goes on when it is typed again."""
     from flashace.data.files import structures
     from flashace.teach.config import USUAL, SampleConfig, sample_config
-    from flashace.teach.sample import decisions, plan
+    from flashace.teach.sample import decisions, forget_failures, plan
     from flashace.teach.sample import sample as run_sample
 
     config: SampleConfig = sample_config(flags)
@@ -38,6 +38,8 @@ def sample(seeds: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any)
         raise FlashACEError(f"--output {output}: expected a name that ends in .extxyz, since that is what is written; correct it")
     if output.exists() and not overwrite:
         raise FlashACEError(f"--output {output}: expected a new file, this one is there; name another, or say --overwrite")
+    if output.exists():
+        forget_failures(output)
     try:
         run_sample(found, config, output, console)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Predictions and labels of frames in; mean absolute and root mean square errors per config_type and over all out."""
+"""Predictions and labels of frames in; mean absolute and root mean square errors per config_type, per source and over all out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from flashace.data.frames import Labelled
 from flashace.data.labels import LABELS, Label
 from flashace.errors import FlashACEError
 
+MOST_SOURCES = 20  # more of them are no sources of labels, but names of frames
 UNITS = {name: label.error_unit for name, label in LABELS.items()}
 
 
@@ -24,6 +25,7 @@ class ErrorTable:
     def __init__(self) -> None:
         self._all = _Group()
         self._by_type: dict[str, _Group] = {}
+        self._by_source: dict[str, _Group] = {}
 
     def add(self, labelled: Labelled, predicted: Mapping[str, Any]) -> None:
         """Counts one frame, of which this was predicted: energy (eV, total), forces [N, 3] (eV/Å), stress [3, 3] (eV/Å³).
@@ -35,16 +37,22 @@ class ErrorTable:
             known = labelled.label(name)
             if known is not None:
                 errors[name] = 1000 * _error(label, labelled, np.asarray(known), predicted.get(name))
-        for group in (self._all, self._by_type.setdefault(labelled.config_type, _Group())):
+        groups = [self._all, self._by_type.setdefault(labelled.config_type, _Group())]
+        source = str(labelled.atoms.info.get("source", ""))
+        if source in self._by_source or len(self._by_source) <= MOST_SOURCES:  # of many names, not all are kept
+            groups.append(self._by_source.setdefault(source, _Group()))
+        for group in groups:
             group.add(errors)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per config_type, where there are several, and last the row "all".
+        """One row per config_type, where there are several; one per `source` of the frames' info, where there are several; last, "all".
 
         A row has config_type, frames and, of each label, energy_mae, energy_rmse and so on; an error is None where no frame has that label.
         """
         types = sorted(self._by_type) if len(self._by_type) > 1 else []
-        return [self._by_type[name].row(name) for name in types] + [self._all.row("all")]
+        sources = sorted(self._by_source) if 1 < len(self._by_source) <= MOST_SOURCES else []
+        of_sources = [self._by_source[name].row(f"source: {name or '(none)'}") for name in sources]
+        return [*(self._by_type[name].row(name) for name in types), *of_sources, self._all.row("all")]
 
 
 @dataclass

@@ -8,6 +8,7 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 
 from flashace.teach.config import USUAL, Config
+from flashace.teach.guarded import Guarded
 from flashace.teach.sampling import moves
 from flashace.teach.sampling.seed import look_at
 from flashace.teach.task import labelled
@@ -26,15 +27,15 @@ def with_number(settings: Config, structures: Sequence[Atoms], minutes: float | 
         return replace(settings, num=USUAL)
     seed = look_at(sorted(structures, key=len)[len(structures) // 2])
     atoms = moves.supercell(seed.atoms, settings.max_atoms) if seed.shape == "crystal" else seed.atoms
-    calculator = teacher(settings.teacher, settings.teacher_arg).calculator()
     times = []
-    for _ in range(3):  # the first is slow: libraries load, and kernels are made
-        began = time.monotonic()
-        atoms.rattle(0.01, seed=0)
-        try:
-            labelled(atoms, calculator)
-        except CalculationFailed:
-            return replace(settings, num=USUAL)
-        times.append(time.monotonic() - began)
+    with Guarded(teacher(settings.teacher, settings.teacher_arg), settings.timeout) as calculator:
+        for _ in range(3):  # the first is slow: libraries load, and kernels are made
+            began = time.monotonic()
+            atoms.rattle(0.01, seed=0)
+            try:
+                labelled(atoms, calculator)
+            except CalculationFailed:
+                return replace(settings, num=USUAL)
+            times.append(time.monotonic() - began)
     affordable = PART * 60 * minutes * settings.workers / (COST * min(times))
     return replace(settings, num=min(max(int(affordable), FEWEST), MOST))

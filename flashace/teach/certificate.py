@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -43,7 +44,7 @@ BOUNDS = (*(f"{name}_{label}" for name in SETS for label in LABELS), *PROPERTIES
 class Row:
     """One thing that was measured, or was not. `number` is None then, and `words` says why not."""
 
-    key: str  # one of BOUNDS
+    key: str  # one of BOUNDS, where a bound can be asked of it
     what: str
     number: float | None
     unit: str
@@ -121,7 +122,7 @@ def certificate(
     """
     bounds = {} if bounds is None else bounds
     check_bounds(bounds)
-    calculator, make_student, precisions = _student(student)
+    calculator = _student(student)[0]
     rows: list[Row] = []
     errors: dict[str, list[dict[str, Any]]] = {}
     for key, frames in zip(SETS, (held_out, trajectories, dft), strict=True):
@@ -130,23 +131,15 @@ def certificate(
         beside = _errors(_student(scratch)[0], frames, aligned=False)[0] if key == "dft" and scratch is not None and frames else []
         errors |= {key: table} if table else {}
         errors |= {"dft, from scratch": beside} if beside else {}
-        rows += _error_rows(key, table, beside, failure)
-    for seed in representatives(seeds):
-        try:
-            atoms = at_rest(seed, teacher)
-        except (CalculationFailed, *FAILURES) as error:
-            rows += [
-                Row(key, f"{key}, {seed.get_chemical_formula()}", None, "", f"not measured: the teacher failed: {error}")
-                for key in properties
-            ]
-            continue
-        for key, measure in properties.items():
-            say(f"{key.replace('_', ' ')} of {seed.get_chemical_formula()}")
-            subject = Subject(calculator, Limited(teacher, SECONDS), atoms, make_student, precisions, temperature)
-            rows += _property_rows(key, measure, subject, folder)
+        rows += error_rows(key, SETS[key], table, beside, failure)
+    rows += property_rows(student, teacher, seeds, folder, properties, temperature, say=say)
     missing = [Row(key, key.replace("_", " "), None, "", "not measured: there is nothing to measure it on") for key in bounds]
     rows += [row for row in missing if row.key not in {found.key for found in rows}]
-    found = Certificate(name, licence, [replace(row, bound=bounds.get(row.key)) for row in rows], errors)
+    return to_json(Certificate(name, licence, [replace(row, bound=bounds.get(row.key)) for row in rows], errors), folder)
+
+
+def to_json(found: Certificate, folder: str | Path | None) -> Certificate:
+    """The same, which stands in certificate.json of the folder now, where one is given."""
     if folder is not None:
         with whole_file(Path(folder) / "certificate.json") as file:
             file.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
@@ -154,10 +147,11 @@ def certificate(
 
 
 def certify(model: str | Path, found: Certificate) -> None:
-    """Write the certificate into the model file."""
+    """Write the certificate into the model file, and who taught it."""
     header = read_header(model)
     network = load_model(model, choose_dtype(header["dtype"]))
-    save_model(model, network, header["provenance"] | {"certificate": found.to_dict()})
+    taught = {"teacher": {"name": found.teacher, "licence": found.licence}, "certificate": found.to_dict()}
+    save_model(model, network, header["provenance"] | taught)
 
 
 def certificate_table(found: Certificate) -> Table:
@@ -199,10 +193,10 @@ def representatives(seeds: Sequence[Atoms], most: int = MOST_SEEDS) -> list[Atom
     return list(kinds.values())[:most]
 
 
-def at_rest(atoms: Atoms, teacher: Calculator) -> Atoms:
+def at_rest(atoms: Atoms, teacher: Calculator, seconds: float = SECONDS) -> Atoms:
     """A copy relaxed by the teacher, the cell of a crystal too where it has stress."""
     copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    copy.calc = Limited(teacher, SECONDS)
+    copy.calc = Limited(teacher, seconds)
     free: Any = FrechetCellFilter(copy) if is_crystal(copy) and "stress" in teacher.implemented_properties else copy
     BFGS(free, logfile=None).run(fmax=REST, steps=STEPS)
     copy.calc = None
@@ -226,11 +220,14 @@ def _errors(calculator: Calculator, frames: Sequence[Labelled], aligned: bool) -
     return table.rows() if frames else [], ""
 
 
-def _error_rows(key: str, table: list[dict[str, Any]], beside: list[dict[str, Any]], failure: str) -> list[Row]:
+def error_rows(
+    key: str, what: str, table: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]] = (), failure: str = ""
+) -> list[Row]:
+    """A row for each label of the frames `what`, whose `ErrorTable` is given; `beside` is that of a fit from scratch."""
     if not table and not failure:
-        return [Row(f"{key}_forces", SETS[key], None, "", "not measured: no such frames were given")]
+        return [Row(f"{key}_forces", what, None, "", "not measured: no such frames were given")]
     if not table:
-        return [Row(f"{key}_{label}", f"{label}, {SETS[key]}", None, unit, f"not measured: {failure}") for label, unit in LABELS.items()]
+        return [Row(f"{key}_{label}", f"{label}, {what}", None, unit, f"not measured: {failure}") for label, unit in LABELS.items()]
     rows = []
     for label, unit in LABELS.items():
         number = table[-1][f"{label}_rmse"]
@@ -243,9 +240,39 @@ def _error_rows(key: str, table: list[dict[str, Any]], beside: list[dict[str, An
             words += f"; from scratch {beside[-1][f'{label}_rmse']:.3g}"
         if number is None and label == "stress":
             continue  # molecules have none
-        rows.append(
-            Row(f"{key}_{label}", f"{label}, {SETS[key]}", number, unit, words if number is not None else "not measured: no labels")
-        )
+        rows.append(Row(f"{key}_{label}", f"{label}, {what}", number, unit, words if number is not None else "not measured: no labels"))
+    return rows
+
+
+def property_rows(
+    student: str | Path | Calculator,
+    teacher: Calculator,
+    seeds: Sequence[Atoms],
+    folder: str | Path | None = None,
+    properties: Mapping[str, Property] = PROPERTIES,
+    temperature: float = 1000.0,
+    seconds: float = math.inf,
+    say: Callable[[str], Any] = lambda text: None,
+) -> list[Row]:
+    """Each property of up to three seeds; of those that come after `seconds`, the row says that there was no time."""
+    calculator, make_student, precisions = _student(student)
+    end, rows = time.monotonic() + seconds, list[Row]()
+    for seed in representatives(seeds):
+        formula = seed.get_chemical_formula()
+        try:
+            atoms = at_rest(seed, teacher, min(SECONDS, end - time.monotonic()))
+        except (CalculationFailed, *FAILURES) as error:
+            rows += [Row(key, f"{key}, {formula}", None, "", f"not measured: the teacher failed: {error}") for key in properties]
+            continue
+        for key, measure in properties.items():
+            left = end - time.monotonic()
+            if left <= 0:
+                rows.append(Row(key, f"{key.replace('_', ' ')}, {formula}", None, "", f"not measured: the {seconds:.0f} s were over"))
+                continue
+            say(f"{key.replace('_', ' ')} of {formula}")
+            of_student = calculator if left == math.inf else Limited(calculator, left)
+            subject = Subject(of_student, Limited(teacher, min(SECONDS, left)), atoms, make_student, precisions, temperature)
+            rows += _property_rows(key, measure, subject, folder)
     return rows
 
 

@@ -45,6 +45,7 @@ class Floor:
     laws: list[LawResult]
     answers: list[Answer]  # beyond r_max, beyond 1 and 2 Å more, and beyond twice r_max
     errors: TeacherErrors | None
+    failed: tuple[str, ...] = ()  # structures that the teacher could not do, and why
 
     @property
     def conservative(self) -> bool | None:
@@ -65,6 +66,8 @@ class Floor:
                 said.append(f"{law.law}: BROKEN ({law.measured:.1e}, tolerance {law.tolerance:.1e}; {law.detail or law.meaning})")
             elif law.passed is False and law.law == "pair repulsion":
                 said.append(f"two atoms do not always push each other apart ({law.detail}): short contacts are not to be learned from it")
+        if self.failed:
+            said.append(f"not measured on {len(self.failed)} of the structures that were drawn: {'; '.join(self.failed)}")
         return [*said, self._about_r_max()]
 
     def _about_r_max(self) -> str:
@@ -90,6 +93,7 @@ class Floor:
             "laws": [law._asdict() for law in self.laws],
             "answers": [asdict(answer) for answer in self.answers],
             "errors": None if self.errors is None else asdict(self.errors),
+            "failed": list(self.failed),
         }
 
 
@@ -103,25 +107,32 @@ def floor_of(
 ) -> Floor:
     """On at most three of the structures, evenly drawn; laws on the smallest of them. What takes longer than `seconds` is not measured.
 
-    With frames, also the teacher's errors on them (`teacher_errors`). Raises FlashACEError where the teacher cannot do the structures.
+    A structure that the teacher fails on is named and left out. With frames, also the teacher's errors on them (`teacher_errors`).
+    Raises FlashACEError where the teacher can do none of the structures.
     """
     if not structures:
         raise FlashACEError("floor of a teacher: expected at least one structure, got none; name a file with structures")
     chosen = [structures[i] for i in sorted(set(np.linspace(0, len(structures) - 1, MOST_STRUCTURES).astype(int)))]
-    chosen = [shaken(atoms) for atoms in chosen]
-    try:
-        noises = [noise_of(calculator, atoms) for atoms in chosen]
-        states = [evaluate(calculator, atoms, with_stress=False) for atoms in chosen]
-    except CalculationFailed as error:
-        formulas = ", ".join(atoms.get_chemical_formula() for atoms in chosen)
-        raise FlashACEError(f"teacher: it cannot do {formulas} ({error}); take one that knows these elements") from error
+    done, noises, states, failed = [], [], [], {}
+    for atoms in map(shaken, chosen):
+        try:
+            found = noise_of(calculator, atoms), evaluate(calculator, atoms, with_stress=False)
+        except CalculationFailed as error:
+            failed[atoms.get_chemical_formula()] = str(error)
+            continue
+        done.append(atoms)
+        noises.append(found[0])
+        states.append(found[1])
+    if not done:
+        why = "; ".join(dict.fromkeys(failed.values()))
+        raise FlashACEError(f"teacher: it cannot do {', '.join(failed)} ({why}); take one that knows these elements")
     noise = Noise(*(float(np.sqrt(np.mean(np.square(values)))) for values in zip(*noises, strict=True)))
     size = 1e3 * float(np.sqrt(np.mean(np.concatenate([state.forces for state in states]) ** 2)))
-    laws = _laws(calculator, min(chosen, key=len), seconds)
+    laws = _laws(calculator, min(done, key=len), seconds)
     radii = [r_max, r_max + 1, r_max + 2, 2 * r_max]
-    answers = [answers_beyond(Limited(calculator, seconds), chosen, [radius], most_atoms)[0] for radius in radii]
+    answers = [answers_beyond(Limited(calculator, seconds), done, [radius], most_atoms)[0] for radius in radii]
     errors = None if labelled is None else teacher_errors(calculator, labelled)
-    return Floor(r_max, noise, size, laws, answers, errors)
+    return Floor(r_max, noise, size, laws, answers, errors, tuple(f"{formula}: {why}" for formula, why in failed.items()))
 
 
 def _laws(calculator: Calculator, atoms: Atoms, seconds: float) -> list[LawResult]:

@@ -37,6 +37,7 @@ class Journal:
         Raises FlashACEError for a file that is no journal or has another `source`, and where somebody else has it open.
         """
         self.path, self.source = Path(path), source
+        self._new = not self.path.exists()
         self.aside = self.path.with_name(f"{self.path.stem}.failed.extxyz")
         self._labels = _Growing(self.path, source)
         self._failures = _Growing(self.aside, source) if self.aside.exists() else None
@@ -79,6 +80,8 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+        if error is not None and self._new and not self.done:
+            self.path.unlink(missing_ok=True)  # a run that could not even begin leaves nothing behind
 
 
 class _Growing:

@@ -21,11 +21,13 @@ from flashace.teach.config import DistillConfig, SampleConfig
 from flashace.teach.sample import cohesion, label, sample
 from flashace.teach.sampling.dynamics import dynamics, temperatures_of
 from flashace.teach.sampling.seed import Seed, is_alone, look_at
+from flashace.teach.spent import seconds_in, told_in
 from flashace.teach.student import learn
 from flashace.teach.task import Label, Task
 from flashace.train.config import FitConfig
 
 SAMPLED = "sampled.extxyz"
+SPENT = "seconds"  # file in the run folder: how long it took so far
 EVERY = 20  # of the sampled frames, the last is held out
 HELD_OUT = 4  # each fourth trajectory of a student is for its errors, and never learned
 LEARNED = 0.5  # of the other frames of a student, those that it is least sure of
@@ -43,7 +45,7 @@ class Round:
     forces: float  # meV/Å
     energy: float  # meV/atom
     failed: int  # frames that the teacher could not label, or where its force is beyond max_force
-    seconds: float  # since the start of this session
+    seconds: float  # since the start, what interrupted sessions took included
 
     @property
     def place(self) -> Path:
@@ -58,7 +60,14 @@ def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfi
     sure of are labelled by the teacher and learned beside everything before. It ends when the forces on the held-out frames are off by less
     than `settings.error`, after `settings.rounds`, or when the time is over. What is there is not made twice.
     """
-    began = time.monotonic()
+    began = time.monotonic() - seconds_in(folder / SPENT)
+    with told_in(folder / SPENT, began):
+        return _distill(structures, settings, like, folder, console, began)
+
+
+def _distill(
+    structures: Sequence[Atoms], settings: DistillConfig, like: FitConfig, folder: Path, console: Console, began: float
+) -> list[Round] | None:
     sampled = folder / SAMPLED
     if not sampled.exists():
         sample(structures, settings, sampled, console)
@@ -81,7 +90,8 @@ def distill(structures: Sequence[Atoms], settings: DistillConfig, like: FitConfi
             f"energies by {said.energy:.2f} meV/atom; {settings.error:g} meV/Å asked; {said.failed} frames were put aside",
             soft_wrap=True,
         )
-        if said.forces <= settings.error or number == settings.rounds or _minutes_left(settings, began) <= 0:
+        over = _minutes_left(settings, began) <= 0 and not (place / "student").exists()  # a round that was begun is made
+        if said.forces <= settings.error or number == settings.rounds or over:
             return rounds
         data, start, place = [*data, place / "frames.extxyz"], model, place / "student"
 

@@ -177,6 +177,12 @@ def _keep(task: Task, result: list[Atoms] | Failure, max_force: float, journal: 
             journal.put_aside(Failure(f"{task.key}-frame-{n}" if good or n else task.key, reason, frame))
 
 
+def forget_failures(output: Path) -> None:
+    """Where `output` is whole and is to be made anew: what failed then is tried again. Of a run that was interrupted all is kept."""
+    if not journal_of(output).exists():
+        _aside(journal_of(output)).unlink(missing_ok=True)
+
+
 def _aside(journal: Path) -> Path:
     """Where a journal has its failures."""
     return journal.with_name(f"{journal.stem}.failed.extxyz")

@@ -9,7 +9,7 @@ from rich.console import Console
 from flashace.data.extxyz import read_extxyz
 from flashace.train.checkpoint import checkpoints_in
 from flashace.train.clock import Clock
-from flashace.train.config import FitConfig
+from flashace.train.config import FitConfig, load_config
 from flashace.train.loop import fit
 from flashace.train.prepare import prepare
 
@@ -28,13 +28,17 @@ def learn(
 ) -> Path | None:
     """model.pt of `folder`, fitted to the frames in `data`; None where Ctrl-C or SIGTERM came first, with everything saved.
 
+    An interrupted one goes on with the `minutes` that it began with, of which it has spent some.
+
     The shape of the model, seed, precision and device are those of `like`; data, labels, reference energies and length are not. `start` is
-    a model to go on from. What is there is not made twice: a whole fit is taken as it is, and an interrupted one goes on.
+    a model to go on from. What is there is not made twice: a whole fit is taken as it is.
     """
     model = folder / "model.pt"
     if model.exists():
         return model
     goes_on = bool(checkpoints_in(folder / "checkpoints"))
+    if goes_on:
+        minutes = load_config(folder / "config.yaml", {}).train.max_time
     num_atoms = sum(len(atoms) for path in data for atoms in read_extxyz(path))
     prepared = prepare(_options(data, like, num_atoms, minutes, start), folder if goes_on else None, console.print)
     ended = fit(prepared, folder, console, resume=goes_on, overwrite=not goes_on, started=Clock.now())

@@ -140,8 +140,9 @@ def _kinds(aligned: Evaluated) -> list[KindErrors]:
         add_errors(table, frame, state)
     quick = _quick_fits(aligned)
     rows = table.rows()
+    types = {frame.config_type for frame, _ in aligned}
     kinds = []
-    for row in rows:
+    for row in (row for row in rows if row is rows[-1] or row["config_type"] in types):  # not those of sources
         own = [i for i, (frame, _) in enumerate(aligned) if row is rows[-1] or frame.config_type == row["config_type"]]
         size = _rms([aligned[i][0].forces for i in own])
         alone, helped = (_rms([found[i] for i in own]) for found in quick)

@@ -79,9 +79,9 @@ class Workers:
             result: list[Atoms] | Failure = future.result()
             return result
         if isinstance(error, TimeoutError):
-            return failure(task, _late(self.timeout))
+            return failure(task, late(self.timeout))
         if isinstance(error, ProcessExpired):
-            return failure(task, _death(error.exitcode))
+            return failure(task, death(error.exitcode))
         raise error
 
 
@@ -111,12 +111,12 @@ class Cluster:
                 with suppress(TimeoutError):
                     wait_for(list(running), timeout=1.0, return_when="FIRST_COMPLETED")
                 for future, (task, since) in list(running.items()):
-                    late = not future.done() and time.monotonic() - since > self.timeout
-                    if late:
+                    too_late = not future.done() and time.monotonic() - since > self.timeout
+                    if too_late:
                         holders = [worker for worker, keys in client.processing().items() if future.key in keys]
                         future.cancel()
                         client.restart_workers(holders)
-                        yield task, failure(task, _late(self.timeout))
+                        yield task, failure(task, late(self.timeout))
                     elif not future.done():
                         continue
                     elif isinstance(future.exception(), KilledWorker):
@@ -137,11 +137,13 @@ def failure(task: Task, reason: str) -> Failure:
     return Failure(task.key, reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}…", getattr(task, "atoms", None))
 
 
-def _late(timeout: float) -> str:
+def late(timeout: float) -> str:
+    """Why a task that took longer has no frames."""
     return f"no answer within {timeout:g} s (--timeout)"
 
 
-def _death(status: int | None) -> str:
+def death(status: int | None) -> str:
+    """Why a task whose worker ended has none."""
     if status is not None and status < 0:
         name = signal.Signals(-status).name
         return f"the worker was ended by {name}" + (": out of memory?" if name == "SIGKILL" else "")
@@ -161,6 +163,21 @@ def _begin(teacher: Teacher, memory: float | None) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))  # not RLIMIT_AS: CUDA reserves more addresses than there is memory
     with suppress(FlashACEError):  # the first task says it
         _calculator(teacher)
+
+
+def serve(pipe: Any, teacher: Teacher) -> None:
+    """The work of a process that `Guarded` asks: what the calculator has, or why there is none; then an answer to each `Label`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal reaches it too; who asks decides
+    _begin(teacher, None)
+    try:
+        calculator = _calculator(teacher)
+    except FlashACEError as error:
+        pipe.send(error)
+        return
+    pipe.send((list(calculator.implemented_properties), getattr(calculator, "r_max", None)))
+    with suppress(EOFError):
+        while True:
+            pipe.send(_work(teacher, pipe.recv()))
 
 
 def _end_with_parent() -> None:

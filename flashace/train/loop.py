@@ -1,6 +1,7 @@
 """A prepared fit in; epochs of training steps, and at the end a run folder with model, table and pictures."""
 
 import math
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -321,5 +322,5 @@ def _how_to_extend(trainer: Trainer) -> str:
     longer = f"--epochs {2 * t.epochs}" if t.epochs else f"--max-time {2 * (t.max_time or 0):g}"
     return (
         f"this fit has ended, after {trainer.course.epoch} epochs and {trainer.clock.elapsed / 60:.1f} minutes of training; nothing was "
-        f"changed. To make it longer:\n    flashace fit --resume {trainer.folder.path} {longer}"
+        f"changed. To make it longer:\n    flashace fit --resume {shlex.quote(str(trainer.folder.path))} {longer}"
     )

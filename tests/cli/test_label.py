@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 from ase.build import bulk
@@ -79,6 +80,7 @@ def test_mistakes_are_one_line(flashace, one_line_error):
     one_line_error(
         run("--teacher", "fractions:Fraction", "--teacher-arg", "colour=3", "-o", "new.extxyz"), "Fraction", "colour", "--teacher-arg"
     )
+    assert not Path("new.extxyz").exists()  # nor is a file left that nothing was ever in
     one_line_error(
         run("--teacher", "emt", "-o", "new.extxyz", "--scheduler", "tcp://a:1", "--workers", "2"), "neither --workers nor --memory"
     )

@@ -6,7 +6,7 @@ from ase.build import bulk
 from ase.io import read, write
 
 from flashace.teach.journal import Journal
-from flashace.teach.sample import journal_of
+from flashace.teach.sample import forget_failures, journal_of
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_charges_that_the_teacher_does_not_hear_of_are_told(flashace, copper):
     assert "1 of 2 seeds have charges" in flashace(*copper, "-n", 5, "--dry-run").output
 
 
-def test_what_a_user_may_get_wrong(flashace, copper, one_line_error):
+def test_what_a_user_may_get_wrong(flashace, copper, one_line_error, tmp_path):
     one_line_error(flashace(*copper, "-n", 5), "--output: expected a file")
     one_line_error(flashace(*copper, "-o", "cu.extxyz"), "another file")
     one_line_error(flashace(*copper, "-o", "a.traj"), "ends in .extxyz")
@@ -62,3 +62,20 @@ def test_what_a_user_may_get_wrong(flashace, copper, one_line_error):
     one_line_error(flashace(*copper, "--temperatures", "-3", "-o", "a.extxyz"), "`temperatures`")
     one_line_error(flashace("sample", "cu.extxyz", "--teacher", "nobody", "-o", "a.extxyz"), "nobody")
     one_line_error(flashace("sample", "cu.extxyz", "-o", "a.extxyz"), "teacher: expected emt")
+    one_line_error(flashace("sample", "cu.extxyz", "--teacher", "fractions:Fraction", "-o", "a.extxyz"), "fractions:Fraction")
+    assert [path.name for path in tmp_path.iterdir()] == ["cu.extxyz"]
+
+
+def test_what_failed_is_tried_again_where_a_file_is_made_anew(flashace, copper, tmp_path):
+    """And what an interrupted run has put aside stays so."""
+    output = tmp_path / "a.extxyz"
+    aside, journal = (tmp_path / f"a.journal{end}.extxyz" for end in (".failed", ""))
+    write(aside, bulk("Cu"))  # not even of a journal
+    write(output, bulk("Cu"))
+    done = flashace(*copper, "-n", 4, "-o", output, "--overwrite")
+    assert done.exit_code == 0, done.output
+    assert not aside.exists()
+    for path in (aside, journal):
+        path.touch()
+    forget_failures(output)
+    assert aside.exists()

@@ -6,7 +6,7 @@ from flashace.data.frames import Labelled
 from flashace.data.labels import LABELS
 from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
-from flashace.evaluate.metrics import ErrorTable
+from flashace.evaluate.metrics import MOST_SOURCES, ErrorTable
 
 RNG = np.random.default_rng(0)
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
@@ -58,6 +58,26 @@ def test_one_config_type_is_one_row():
     (row,) = table.rows()
     assert row["config_type"] == "all"
     assert row["forces_rmse"] == row["stress_mae"] == 0.0
+
+
+def test_several_sources_have_rows_of_their_own():
+    table = ErrorTable()
+    for source, off in (("emt", 1.0), (None, 0.0), ("emt", 1.0)):
+        labelled = frame(2, "bulk")
+        labelled.atoms.info |= {} if source is None else {"source": source}
+        table.add(labelled, {"energy": labelled.energy, "forces": labelled.forces + off, "stress": labelled.stress})
+    rows = table.rows()
+    assert [(row["config_type"], row["frames"]) for row in rows] == [("source: (none)", 1), ("source: emt", 2), ("all", 3)]
+    assert [row["forces_mae"] for row in rows[:2]] == pytest.approx([0.0, 1000.0])
+
+
+def test_names_of_frames_are_no_sources():
+    table = ErrorTable()
+    for number in range(MOST_SOURCES + 5):
+        labelled = frame(2, "bulk")
+        labelled.atoms.info["source"] = f"frame {number}"
+        table.add(labelled, {name: labelled.label(name) for name in LABELS})
+    assert [row["frames"] for row in table.rows()] == [MOST_SOURCES + 5]
 
 
 def test_an_empty_table_has_no_errors():

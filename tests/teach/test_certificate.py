@@ -147,6 +147,7 @@ def test_the_certificate_is_a_part_of_the_model_file(
     certify(path, found)
     provenance = read_header(path)["provenance"]
     assert provenance["seed"] == 7
+    assert provenance["teacher"] == {"name": "emt", "licence": "LGPL (ASE)"}
     assert Certificate.from_dict(provenance["certificate"]) == found
     shown = flashace("info", path)
     assert shown.exit_code == 0

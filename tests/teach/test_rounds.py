@@ -12,16 +12,18 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from rich.console import Console
 
 from flashace import FlashACE
 from flashace.errors import FlashACEError
 from flashace.potential.model_file import read_header
-from flashace.teach import rounds, student
+from flashace.teach import after_fit, rounds, student
 from flashace.teach.config import DistillConfig, sample_config
 from flashace.teach.sampling.seed import look_at
+from flashace.teach.spent import seconds_in
 from flashace.teach.task import labelled
 from flashace.train import prepare
-from flashace.train.config import make_config
+from flashace.train.config import make_config, write_config
 
 command = import_module("flashace.cli.distill")
 
@@ -34,6 +36,7 @@ def _short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(student, "FEWEST_EPOCHS", 2)
     monkeypatch.setattr(student, "ATOMS", 400)
     monkeypatch.setattr(prepare, "TO_FINISH", 22)
+    monkeypatch.setattr(after_fit, "ORDER", ("energy_volume",))
 
 
 @pytest.fixture
@@ -181,7 +184,7 @@ def test_a_run_that_goes_on_has_the_same_seeds_to_the_last_digit(flashace, tmp_p
     crystal.info["note"] = "two\nlines"
     write("cu.traj", crystal)
     had = []
-    monkeypatch.setattr(command, "best_of", lambda *arguments: "emt")
+    monkeypatch.setattr(command, "best_of", lambda *arguments: ("emt", None))
     monkeypatch.setattr(rounds, "distill", lambda structures, *arguments: had.append(structures))  # as after Ctrl-C
     assert flashace("distill", "cu.traj", *FEW, "--output", "run").exit_code == 130
     assert flashace("distill", "--resume", "run").exit_code == 130
@@ -192,7 +195,7 @@ def test_a_certificate_that_is_interrupted_is_no_bound_that_fails(flashace, seed
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "best_of", lambda *arguments: "emt")
+    monkeypatch.setattr(command, "best_of", lambda *arguments: ("emt", None))
     monkeypatch.setattr(rounds, "distill", lambda *arguments: [])
     monkeypatch.setattr(command, "_certified", interrupted)
     result = flashace("distill", seed, *FEW, "--output", "a run")
@@ -231,7 +234,21 @@ def test_a_fit_starts_from_what_a_teacher_has_taught(flashace, data):
     seeds = [frame for frame in read("run/teacher/frames.extxyz", ":") if frame.info["config_type"] == "seed"]
     assert seeds
     assert all(any(np.allclose(frame.positions, positions, atol=1e-6) for positions in training) for frame in seeds)
+    provenance = read_header("run/model.pt")["provenance"]
+    assert provenance["teacher"] == {"name": "emt", "licence": "LGPL (ASE)"}
+    rows = {row["key"]: row for row in provenance["certificate"]["rows"]}
+    assert rows["dft_forces"]["number"] == pytest.approx(provenance["errors"]["validation"][-1]["forces_rmse"])
+    taught = read_header("run/teacher/student/model.pt")["provenance"]["errors"]["validation"][-1]
+    assert rows["teacher_forces"]["number"] == pytest.approx(taught["forces_rmse"])
+    assert rows["energy_volume"]["number"] > 0
+    for key, why in (("trajectory_forces", "flashace distill"), ("from_scratch", "a fit of its own"), ("quick_fit", "too few frames")):
+        assert rows[key]["number"] is None
+        assert why in rows[key]["words"]
+    assert "certificate: it took" in result.output
     assert "LGPL" in flashace("info", "run/model.pt").output  # of EMT
+    again = flashace("fit", "--resume", "run")
+    assert again.exit_code == 0, again.output
+    assert "certificate: it took" not in again.output
     assert "holds a fit already" in flashace("fit", data, *TINY, "--output", "run").output
     assert read_header("run/model.pt")["atomic_energies"] != read_header("run/teacher/student/model.pt")["atomic_energies"]
 
@@ -284,6 +301,80 @@ def test_fit_says_what_contradicts_a_teacher(flashace, data, arguments, said):
     assert result.exit_code == 1
     assert said in result.output
     assert not Path("runs").exists()
+
+
+def test_a_lesson_that_goes_on_has_what_is_left_of_its_time(flashace, data, monkeypatch):
+    asked = []
+    monkeypatch.setattr("flashace.teach.before_fit.sample", lambda structures, settings, frames, console: frames.write_text(""))
+    monkeypatch.setattr("flashace.teach.before_fit.learn", lambda frames, like, place, console, minutes: asked.append(minutes))
+    assert flashace("fit", data, *FEW, *TINY, "--max-time", 1000, "--output", "a run").exit_code == 130
+    assert asked.pop() == pytest.approx(0.75 * 1000, abs=10)
+    Path("a run/teacher/seconds").write_text(f"{60 * 600:15.1f}\n")
+    result = flashace("fit", "--resume", "a run")
+    assert result.exit_code == 130
+    assert "flashace fit --resume 'a run'" in result.output
+    assert asked.pop() == pytest.approx(0.75 * 400, abs=10)
+    assert seconds_in(Path("a run/teacher/seconds")) > 60 * 600
+
+
+def test_a_student_goes_on_with_the_time_that_it_began_with(monkeypatch, tmp_path):
+    prepared = []
+    (tmp_path / "student").mkdir()
+    write_config(tmp_path / "student" / "config.yaml", make_config({"max_time": 7.0}))
+    write(tmp_path / "frames.extxyz", sampled_frames(5))
+    monkeypatch.setattr(student, "prepare", lambda options, *rest: prepared.append(options))
+    monkeypatch.setattr(student, "fit", lambda *arguments, **options: True)
+    for goes_on, minutes in ((False, 99.0), (True, 7.0)):
+        monkeypatch.setattr(student, "checkpoints_in", lambda folder, there=goes_on: [folder] if there else [])
+        student.learn([tmp_path / "frames.extxyz"], make_config({}), tmp_path / "student", None, 99.0)
+        assert prepared.pop().train.max_time == minutes
+
+
+def test_rounds_that_go_on_have_what_is_left_of_their_time(monkeypatch, tmp_path):
+    """A round that was begun is made; none is begun any more."""
+    looked = []
+
+    def look(model, structures, settings, place, number, began, console):
+        looked.append(number)
+        return rounds.Round(number, str(model), str(place), 1, 1e3, 1.0, 0, 0.0)
+
+    write(tmp_path / "sampled.extxyz", sampled_frames(5))
+    (tmp_path / "round-1" / "student").mkdir(parents=True)
+    (tmp_path / "seconds").write_text("3600")
+    monkeypatch.setattr(rounds, "learn", lambda data, like, place, console, minutes, start: place / "model.pt")
+    monkeypatch.setattr(rounds, "_look", look)
+    settings = sample_config({"teacher": "emt", "max_time": 30.0}, DistillConfig)
+    rounds.distill([bulk("Cu")], settings, make_config({}), tmp_path, Console())
+    assert looked == [0, 1]
+    assert seconds_in(tmp_path / "seconds") >= 3600
+
+
+def test_ctrl_c_before_anything_is_written_says_so(flashace, data, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flashace.teach.floor.floor_of", interrupted)
+    result = flashace("fit", data, *FEW, *TINY, "--output", "run")
+    assert result.exit_code == 130
+    assert "interrupted before anything was written" in result.output
+    assert not Path("run").exists()
+    assert "interrupted before anything was written" in flashace("distill", "cu.xyz", *FEW, "--output", "run").output
+
+
+def test_a_certificate_of_a_fit_that_is_interrupted_is_made_by_the_next_run(flashace, data, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flashace.teach.after_fit.property_rows", interrupted)
+        result = flashace("fit", data, *FEW, *TINY, "--epochs", 1, "--output", "a run")
+    assert result.exit_code == 130
+    assert "has no certificate yet" in result.output
+    assert "flashace fit --resume 'a run'" in result.output
+    assert "certificate" not in read_header("a run/model.pt")["provenance"]
+    result = flashace("fit", "--resume", "a run")
+    assert result.exit_code == 0, result.output
+    assert "certificate" in read_header("a run/model.pt")["provenance"]
 
 
 def keys(frames):
