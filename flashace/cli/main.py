@@ -25,6 +25,7 @@ COMMANDS = [
     "info",
     "label",
     "sample",
+    "select",
     "serve",
     "verify",
 ]  # of the files with these names
