@@ -33,7 +33,8 @@ from flashace.train.prepare import prepare
 ELEMENTS = ("Cu", "Pd", "Au")
 TEMPERATURES = (300.0, 600.0, 1000.0, 1600.0, 2500.0)
 TRAJECTORIES, FRAMES, EVERY = 24, 40, 10  # steps of 3 fs
-STEPS = 1500  # of a fit, however many frames it has
+STEPS = 1000  # of a fit, however many frames it has
+SMALL = {"size": "small", "hidden_dim": 32, "num_channels": 8, "r_max": 4.5, "compile": False}
 
 
 def main() -> None:
@@ -111,8 +112,8 @@ def fitted(frames: list[Atoms], folder: Path, seed: int) -> Path:
         write(folder / "train.extxyz", frames)
         fraction = 0.0 if len(frames) < 20 else 0.1
         epochs = max(round(STEPS * 2 / len(frames)), 1)
-        options = {"data": [str(folder / "train.extxyz")], "size": "small", "compile": False, "epochs": epochs, "batch_size": 2}
-        config = make_config({**options, "valid_fraction": fraction, "seed": seed, "atomic_energies": energies_alone(), "check": "off"})
+        options = {"data": [str(folder / "train.extxyz")], "epochs": epochs, "batch_size": 2}
+        config = make_config({**options, **SMALL, "valid_fraction": fraction, "seed": seed, "atomic_energies": energies_alone(), "check": "off"})
         fit(prepare(config), folder, Console(quiet=True), overwrite=True)
     return folder / "model.pt"
 

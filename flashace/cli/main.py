@@ -24,6 +24,7 @@ COMMANDS = [
     "fit",
     "info",
     "label",
+    "learn",
     "sample",
     "select",
     "serve",

@@ -1,8 +1,8 @@
 """Labelled frames and what a fit predicts for them in; the few frames whose labels the fit contradicts most, with the reason, out.
 
-How large errors are, the frames themselves say: σ is what two thirds of the frames of one kind are below, as the normal law has it. A frame is
-suspicious where its error is more than 2.5 times as large as the largest of so many normal errors may be. What is wrong may be the label, or the
-fit, for a frame that has no like: the reason says what was seen, not which.
+How large errors are, the frames themselves say: two thirds of the frames of one kind are within σ, as the normal law has it. A frame is
+suspicious where its error is more than three times as large as the largest of so many normal errors may be. The label may be wrong, or the
+fit, of a frame that has no like: the reason says what was seen, not which.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from scipy.stats import norm
 
 from flashace.data.frames import Labelled
 from flashace.data.labels import LABELS, Label
-from flashace.evaluate.report import write_predictions
+from flashace.evaluate.report import three_digits, write_predictions
 
 NAME = "suspects.extxyz"
 MOST = 10  # that are named
 FEWEST = 10  # frames of a kind, to know how large its errors are; kinds with less are judged together
 CHANCE = 0.01  # that one of all frames of a kind has such an error, were the errors normal
-MARGIN = 2.5  # and this times as large, since errors are not quite normal
+MARGIN = 3.0  # and this times as large, since errors are not quite normal
 EXPLAINED = 0.1  # of a label, squared, at most, that is left where another sign or unit explains it
 
 Predicted = Mapping[str, tuple[Sequence[Labelled], Sequence[Mapping[str, Any]]]]
@@ -136,8 +136,8 @@ def _as_if(label: Label, frame: Labelled, prediction: Mapping[str, Any]) -> str:
     left = float(np.sum((known - factor * predicted) ** 2) / max(known @ known, 1e-300))
     if left > EXPLAINED or 0.8 < factor < 1.25:
         return ""
-    return f", as if multiplied by {factor:.3g}"
+    return f", as if multiplied by {factor:.2g}"
 
 
 def _number(label: Label, value: float) -> str:
-    return f"{1e3 * value:.3g} {label.error_unit}"
+    return f"{three_digits(1e3 * value)} {label.error_unit}"
