@@ -113,7 +113,9 @@ def fitted(frames: list[Atoms], folder: Path, seed: int) -> Path:
         fraction = 0.0 if len(frames) < 20 else 0.1
         epochs = max(round(STEPS * 2 / len(frames)), 1)
         options = {"data": [str(folder / "train.extxyz")], "epochs": epochs, "batch_size": 2}
-        config = make_config({**options, **SMALL, "valid_fraction": fraction, "seed": seed, "atomic_energies": energies_alone(), "check": "off"})
+        config = make_config(
+            {**options, **SMALL, "valid_fraction": fraction, "seed": seed, "atomic_energies": energies_alone(), "check": "off"}
+        )
         fit(prepare(config), folder, Console(quiet=True), overwrite=True)
     return folder / "model.pt"
 

@@ -43,7 +43,7 @@ def learn(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags: 
 
     Exit status 0 where a whole run stayed sure, 1 where the rounds were used up before, 3 where it waits for labels.
     """
-    from flashace.teach.learning import learn_by_doing
+    from flashace.teach.learning import FILES, labels_of_seeds, learn_by_doing
     from flashace.train.lock import locked
 
     with ExitStack() as locks:
@@ -58,6 +58,8 @@ def learn(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags: 
             spare(folder, seeds, settings.teacher)
             take(folder, overwrite, structures, settings, like, OPTIONS, LEFT_BY_LEARN)
             structures = seeds_of(folder)  # with the digits that a run that goes on reads
+            if settings.teacher.startswith(FILES):
+                labels_of_seeds(seeds, folder)
         try:
             outcome = learn_by_doing(structures, settings, like, folder, console)
         except KeyboardInterrupt:
@@ -78,7 +80,9 @@ def _asked(seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms],
         raise FlashACEError("SEEDS: expected a file with a structure at least, got none; name one, or --resume a run folder")
     settings = sample_config({name: flags[name] for name in OF_LEARN}, LearnConfig)
     if not settings.teacher:
-        raise FlashACEError("--teacher: expected an ASE calculator or files:DIR, got none; say files:calculations to label with any program")
+        raise FlashACEError(
+            "--teacher: expected an ASE calculator or files:DIR, got none; say files:calculations to label with any program"
+        )
     if not settings.temperatures:
         raise FlashACEError("--temperatures: expected at least one, in K, got none; say how hot the model is to run")
     if settings.teacher.startswith(FILES):
@@ -117,9 +121,9 @@ def _end(outcome: "Outcome | None", folder: Path, go_on: str) -> None:
     if outcome.how == "waiting":
         first, last = outcome.places[0], outcome.places[-1]
         console.print(
-            f"{len(outcome.places)} frames to label, a folder each, {first} to {last}: structure.extxyz, and POSCAR where it is periodic. Leave "
-            "vasprun.xml, OUTCAR or extended XYZ with energy and forces in them, or one file for all anywhere below. "
-            f"Then, however many there are:\n    {go_on}",
+            f"{len(outcome.places)} frames to label, a folder each, {first} to {last.name}: structure.extxyz, and POSCAR where it is "
+            "periodic. Leave vasprun.xml, OUTCAR or extended XYZ with energy and forces there, or one file for all beside these folders. "
+            f"Then, or with some of them:\n    {go_on}",
             soft_wrap=True,
         )
         raise SystemExit(WAITS)

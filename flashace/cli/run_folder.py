@@ -48,7 +48,8 @@ def holds_lesson(folder: Path) -> bool:
 
 
 def refuse_others(folder: Path, teacher: bool) -> None:
-    """Raises FlashACEError where `flashace distill` or `learn` has the folder and, with a `teacher`, where its lesson would mix with others' files."""
+    """Raises FlashACEError where `flashace distill` or `learn` has the folder and, with a `teacher`, where its lesson would mix with
+    files of others."""
     from flashace.teach.config import PLACE
 
     for name in (OF_DISTILL, OF_LEARN):

@@ -5,6 +5,7 @@ Labels are known by the structure, not by names of files: whatever was computed 
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def answers(asked: Sequence[Atoms], folder: Path, tell: Callable[[str], Any]) ->
         for frame in frames:
             if frame.energy is None or frame.forces is None:
                 continue
-            place, order = next(((n, order) for n, atoms in enumerate(asked) if (order := _order(atoms, frame.atoms)) is not None), (-1, None))
+            place, order = next(
+                ((n, order) for n, atoms in enumerate(asked) if (order := _order(atoms, frame.atoms)) is not None), (-1, None)
+            )
             if order is None:
                 strangers += 1
             elif found[place] is None:
@@ -95,11 +98,18 @@ def _order(asked: Atoms, found: Atoms) -> np.ndarray | None:
 
 def _answered(asked: Atoms, frame: Labelled, order: np.ndarray) -> Atoms:
     info = {name: asked.info[name] for name in ("config_type", "task") if name in asked.info}
-    info["origin"] = str(frame.origin)
     atoms = Atoms(asked.numbers, asked.positions, cell=asked.cell, pbc=asked.pbc, info=info)
-    assert frame.energy is not None and frame.forces is not None  # by those that call this
-    results = {"energy": frame.energy, "forces": frame.forces[order]}
-    if frame.stress is not None and atoms.pbc.all():
+    forces = None if frame.forces is None else frame.forces[order]
+    return as_labelled(replace(frame, atoms=atoms, forces=forces, stress=frame.stress if atoms.pbc.all() else None))
+
+
+def as_labelled(frame: Labelled) -> Atoms:
+    """Its structure with the labels that it has as results, and where these are from."""
+    atoms = frame.atoms
+    info = {"config_type": frame.config_type, **{name: atoms.info[name] for name in ("config_type", "task") if name in atoms.info}}
+    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={**info, "origin": str(frame.origin)})
+    results = {"energy": frame.energy, "forces": frame.forces}
+    if frame.stress is not None:
         results["stress"] = full_3x3_to_voigt_6_stress(frame.stress)
-    atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
+    bare.calc = SinglePointCalculator(bare, **results)
+    return bare

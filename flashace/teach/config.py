@@ -56,7 +56,9 @@ class LearnConfig(SampleConfig):
     temperatures: tuple[float, ...] = Field((), description="of the dynamics, in K, as often as needed")
     time: float = Field(2.0, gt=0, description="ps: length of each trajectory, one for each seed and temperature")
     stop: float | None = Field(
-        None, gt=0, description="eV: a trajectory stops where an atom's energy is more uncertain; three times that of calibration by default"
+        None,
+        gt=0,
+        description="eV: a trajectory stops where an atom's energy is more uncertain; three times that of calibration by default",
     )
     rounds: int = Field(10, ge=0, description="times, at most, that labels are bought after those of the seeds")
 

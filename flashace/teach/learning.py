@@ -16,10 +16,11 @@ from rich.console import Console
 
 from flashace.calculator import FlashACE
 from flashace.data.extxyz import read_extxyz
+from flashace.data.frames import read_labelled
 from flashace.data.origin import Origin
 from flashace.errors import FlashACEError
 from flashace.files import whole_file
-from flashace.teach.by_files import answers, ask
+from flashace.teach.by_files import answers, as_labelled, ask
 from flashace.teach.config import LearnConfig
 from flashace.teach.rounds import errors_of, write_rounds
 from flashace.teach.sample import label
@@ -56,7 +57,7 @@ class LearnedRound:
 
 
 class Outcome(NamedTuple):
-    """How it ended: `sure` where a whole run stayed below the threshold, `waiting` for labels in files, `rounds` where those were used up."""
+    """How it ended: `sure` where a whole run stayed below the threshold, `waiting` for labels in files, `rounds` where they are used up."""
 
     how: str
     rounds: list[LearnedRound]
@@ -97,6 +98,16 @@ def learn_by_doing(structures: Sequence[Atoms], settings: LearnConfig, like: Fit
 
 
 # Labels
+
+
+def labels_of_seeds(paths: Sequence[str], folder: Path) -> None:
+    """Those that the seeds come with are the labels of the first round, and of no others is asked then."""
+    frames = [frame for frame in read_labelled(paths, required=())[0] if frame.energy is not None and frame.forces is not None]
+    if frames:
+        place = folder / f"{ROUND}-0"
+        place.mkdir(exist_ok=True)
+        with whole_file(place / "frames.extxyz") as aside:
+            write(aside, [as_labelled(frame) for frame in frames], format="extxyz")
 
 
 def _labels(chosen: Sequence[Atoms], settings: LearnConfig, folder: Path, number: int, console: Console) -> Sequence[Path]:
@@ -143,9 +154,7 @@ def _is_isolated(atoms: Atoms) -> bool:
 # Dynamics and what is learned from it
 
 
-def _run(
-    model: Path, structures: Sequence[Atoms], settings: LearnConfig, place: Path, num_labels: int, console: Console
-) -> LearnedRound:
+def _run(model: Path, structures: Sequence[Atoms], settings: LearnConfig, place: Path, num_labels: int, console: Console) -> LearnedRound:
     """Each seed at each temperature, from a little disturbed positions, others in each round; frames in `own.extxyz`."""
     number = int(place.name.rpartition("-")[2])
     threshold = settings.stop or _usual(model)
@@ -205,7 +214,7 @@ def _choose(model: Path, data: Sequence[Path], settings: LearnConfig, place: Pat
 
 def _tell(found: LearnedRound, console: Console) -> None:
     console.print(
-        f"round {found.number}: {found.labels} labels; {found.stopped} of {found.trajectories} trajectories stopped, since an atom's energy was "
-        f"uncertain by more than {1e3 * found.threshold:.3g} meV or its surroundings are unlike the data; {found.picoseconds:.3g} ps run",
+        f"round {found.number}: {found.labels} labels; {found.picoseconds:.3g} ps run; {found.stopped} of {found.trajectories} runs "
+        f"stopped, since an atom's energy was uncertain by more than {1e3 * found.threshold:.3g} meV or its surroundings unlike the data",
         soft_wrap=True,
     )

@@ -30,7 +30,8 @@ def learn(
     """model.pt of `folder`, fitted to the frames in `data`; None where Ctrl-C or SIGTERM came first, with everything saved.
 
     The shape of the model, seed, precision and device are those of `like`; data, labels, reference energies and length are not. `start` is
-    a model to go on from. The length is `minutes`, or else `epochs`, or what suits the number of atoms. What is there is not made twice: a whole fit is taken as it is, and an interrupted one goes on.
+    a model to go on from. The length is `minutes`, or else `epochs`, or what suits the number of atoms. What is there is not made twice: a
+    whole fit is taken as it is, and an interrupted one goes on.
     """
     model = folder / "model.pt"
     if model.exists():
