@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashace.cli.distill import OF_THE_STUDENT, seeds_of, spare, take
+from flashace.cli.distill import OF_THE_STUDENT as OF_A_STUDENT
+from flashace.cli.distill import seeds_of, spare, take
 from flashace.cli.fields import OF_A_FIT, WithFields
 from flashace.cli.run_folder import OF_LEARN as OPTIONS
 from flashace.cli.run_folder import default_folder
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from flashace.teach.learning import Outcome
     from flashace.train.config import FitConfig
 
+OF_THE_STUDENT = (*OF_A_STUDENT, "epochs")
 LEFT_BY_LEARN = ("seeds.extxyz", "config.yaml", "round-*", "rounds.csv", "model.pt", "*.partial", OPTIONS)
 OF_LEARN = (
     "teacher", "teacher_arg", "num", "temperatures", "time", "stop", "rounds", "max_force", "max_atoms", "workers", "timeout", "seed",

@@ -89,7 +89,7 @@ def _order(asked: Atoms, found: Atoms) -> np.ndarray | None:
     ours, theirs = asked.positions, found.positions
     if not boxed:
         ours, theirs = ours - ours.mean(axis=0), theirs - theirs.mean(axis=0)
-    _, distances = get_distances(ours, theirs, cell=asked.cell if boxed else None, pbc=boxed)
+    _, distances = get_distances(ours, theirs, cell=asked.cell if boxed else None, pbc=True if boxed else None)
     distances[asked.numbers[:, None] != found.numbers] = np.inf
     order = distances.argmin(axis=1)
     same = (distances[np.arange(len(order)), order] < SAME).all() and len(set(order.tolist())) == len(order)

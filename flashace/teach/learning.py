@@ -83,7 +83,8 @@ def learn_by_doing(structures: Sequence[Atoms], settings: LearnConfig, like: Fit
             rounds[-1] = replace(rounds[-1], forces=errors_of(model, [a for a in read_extxyz(data[-1]) if not _is_isolated(a)])[0])
             write_rounds(folder / "rounds.csv", rounds)
         num_labels = sum(not _is_isolated(atoms) for path in data for atoms in read_extxyz(path))
-        fitted = learn(data, like, place / "student", console, None, model, min(2 * STEPS // num_labels, MOST_EPOCHS))
+        epochs = like.train.epochs or min(2 * STEPS // num_labels, MOST_EPOCHS)
+        fitted = learn(data, like, place / "student", console, None, model, epochs)
         if fitted is None:
             return None
         model = fitted

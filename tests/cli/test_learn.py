@@ -1,6 +1,7 @@
 """`flashace learn`, as a user types it: from a few frames to a model that stays sure, by a calculator or by files."""
 
 import csv
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,12 @@ def rounds():
 
 @pytest.mark.slow
 def test_a_run_that_stays_sure_ends_it(flashace, seeds):
-    result = flashace("learn", "seeds.extxyz", "--teacher", "emt", "--stop", 1e3, *RUN)
+    cold = [1 if word == 300 else word for word in RUN]  # so that no atom leaves what four frames have shown
+    result = flashace("learn", "seeds.extxyz", "--teacher", "emt", "--stop", 1e3, *cold)
+    assert result.exit_code == 0, result.output
     assert "round 0: 4 labels" in result.output
-    (row,) = rounds() if result.exit_code == 0 else (rounds()[-1],)
-    assert row["stopped"] == "0" or result.exit_code == 1
+    assert "stayed below" in result.output
+    assert rounds()[-1]["stopped"] == "0"
     assert np.isfinite(FlashACE("run").get_potential_energy(seeds[0]))
 
 
@@ -59,10 +62,10 @@ def test_an_unsure_model_buys_labels_and_what_is_there_is_not_made_twice(flashac
     assert float(found[0]["forces"]) > 0
     own = read("run/round-0/own.extxyz", ":")
     assert all("uncertain by more than" in frame.info["ended"] or "neighbours" in frame.info["ended"] for frame in own)
-    before = {path: path.stat().st_mtime_ns for path in Path("run").glob("round-*/**/*.extxyz")}
+    before = {path: path.read_bytes() for path in Path("run").glob("round-*/**/*") if path.suffix in (".extxyz", ".pt")}
     again = flashace("learn", "--resume", "run")
     assert again.exit_code == 1, again.output
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path: path.read_bytes() for path in before} == before
     assert rounds() == found
 
 
@@ -81,6 +84,22 @@ def test_by_files_it_waits_and_goes_on_with_what_is_labelled(flashace, seeds):
     assert "1 of 4 frames have no label yet; it goes on without them" in result.output
     assert len(read("run/round-0/frames.extxyz", ":")) == 3
     assert sorted(Path("calc").glob("round-1-*"))
+
+
+@pytest.mark.slow
+def test_what_is_interrupted_anywhere_ends_as_if_nothing_had_happened(flashace, seeds, monkeypatch):
+    asked = ("learn", "seeds.extxyz", "--teacher", "emt", "--stop", 1e-9, *RUN, "--rounds", 1)
+    flashace(*asked)
+    calm = {path: path.read_text() for path in Path("run").glob("round-*/chosen.extxyz")} | {"rounds": rounds()}
+    Path("run").rename("calm")
+    command = asked
+    for stage in ("label", "learn", "_run", "_choose", "write_choice", "errors_of"):
+        with monkeypatch.context() as patch:
+            patch.setattr(learning, stage, lambda *arguments, **options: signal.raise_signal(signal.SIGINT))
+            assert flashace(*command).exit_code == 130
+        command = ("learn", "--resume", "run")
+    assert flashace(*command).exit_code == 1
+    assert {path: path.read_text() for path in Path("run").glob("round-*/chosen.extxyz")} | {"rounds": rounds()} == calm
 
 
 def test_seeds_with_labels_are_not_asked_for(flashace, seeds, monkeypatch):
