@@ -26,7 +26,7 @@ SAME = 0.01  # Å: an atom of the answer is where it was asked for; OUTCAR has f
 
 
 def ask(frames: Sequence[Atoms], folder: Path, name: str) -> list[Path]:
-    """A folder `name`-001, … for each frame, with structure.extxyz and, of periodic ones, POSCAR; those that are there stay as they are."""
+    """A folder `name`-001, … for each frame, with structure.extxyz and, of periodic ones, POSCAR (sorted by elements); those that are there stay as they are."""
     places = []
     for n, atoms in enumerate(frames, 1):
         place = folder / f"{name}-{n:03d}"
@@ -35,7 +35,9 @@ def ask(frames: Sequence[Atoms], folder: Path, name: str) -> list[Path]:
         if not (place / ASKED).exists():
             if atoms.pbc.any() and atoms.cell.rank == 3:
                 with whole_file(place / "POSCAR") as aside:
-                    write(aside, Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc), format="vasp", direct=True)
+                    write(
+                        aside, Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc), format="vasp", direct=True, sort=True
+                    )
             with whole_file(place / ASKED) as aside:
                 write(aside, atoms, format="extxyz")
     return places
@@ -89,7 +91,10 @@ def _order(asked: Atoms, found: Atoms) -> np.ndarray | None:
     ours, theirs = asked.positions, found.positions
     if not boxed:
         ours, theirs = ours - ours.mean(axis=0), theirs - theirs.mean(axis=0)
-    _, distances = get_distances(ours, theirs, cell=asked.cell if boxed else None, pbc=True if boxed else None)
+    space = {"cell": asked.cell, "pbc": True} if boxed else {}
+    if get_distances(ours[:1], theirs, **space)[1].min() > SAME:  # soon done with most of the others
+        return None
+    _, distances = get_distances(ours, theirs, **space)
     distances[asked.numbers[:, None] != found.numbers] = np.inf
     order = distances.argmin(axis=1)
     same = (distances[np.arange(len(order)), order] < SAME).all() and len(set(order.tolist())) == len(order)

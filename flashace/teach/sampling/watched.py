@@ -13,7 +13,7 @@ from flashace.teach.task import labelled
 
 @dataclass(frozen=True, eq=False)
 class Watched(Trajectory):
-    """Its last frame is the one where the model was unsure, with the reason in `info` (`ended`)."""
+    """Where it ends early, its last frame is the one where the model was unsure, with the reason in `info` (`ended`)."""
 
     stop: float = 0.0  # eV: of the energy of an atom; `stop_uncertainty` of the calculator
 
@@ -29,5 +29,10 @@ class Watched(Trajectory):
                 frames.append(labelled(atoms, calculator, config_type=self.kind))
         except CalculationFailed as error:
             calculator.set(stop_uncertainty=None)
-            frames.append(labelled(atoms, calculator, config_type=self.kind, ended=str(error)))
+            try:
+                frames.append(labelled(atoms, calculator, config_type=self.kind))
+            except CalculationFailed:  # not even finite
+                if not frames:
+                    raise
+            frames[-1].info["ended"] = str(error)
         return frames
