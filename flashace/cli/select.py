@@ -81,15 +81,23 @@ def _kept(frames: "Iterator[Any]", where: "list[Atoms]") -> "Iterator[Any]":
 def _table(pool: "Pool", choice: "Choice") -> "Table":
     from rich.table import Table
 
-    table = Table("", "of an atom, meV", "", title=f"Uncertainty of {pool.atoms} atoms in {pool.frames} frames", title_justify="left")
+    table = Table(
+        "",
+        "meV",
+        "",
+        title=f"Uncertainty of the energies of {pool.atoms} atoms in {pool.frames} frames, root mean square",
+        title_justify="left",
+    )
     table.columns[1].justify = table.columns[2].justify = "right"
     number = len(choice.chosen)
     for what, value in (
+        ("largest of all", pool.largest),
         ("now", choice.before),
         (f"expected with these {number} labels", choice.after[-1]),
         (f"expected with {number} frames drawn by chance", choice.random),
     ):
-        table.add_row(what, f"{1e3 * value:.3g}", f"{value / choice.before:.0%}" if choice.before else "")
+        share = f"{value / choice.before:.0%}" if choice.before and value <= choice.before else ""
+        table.add_row(what, f"{1e3 * value:.3g}", share)
     return table
 
 

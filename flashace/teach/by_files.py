@@ -26,7 +26,10 @@ SAME = 0.01  # Å: an atom of the answer is where it was asked for; OUTCAR has f
 
 
 def ask(frames: Sequence[Atoms], folder: Path, name: str) -> list[Path]:
-    """A folder `name`-001, … for each frame, with structure.extxyz and, of periodic ones, POSCAR (sorted by elements); those that are there stay as they are."""
+    """A folder `name`-001, … for each frame, with structure.extxyz and, of periodic ones, POSCAR (sorted by elements).
+
+    Those that are there stay as they are.
+    """
     places = []
     for n, atoms in enumerate(frames, 1):
         place = folder / f"{name}-{n:03d}"
@@ -91,7 +94,7 @@ def _order(asked: Atoms, found: Atoms) -> np.ndarray | None:
     ours, theirs = asked.positions, found.positions
     if not boxed:
         ours, theirs = ours - ours.mean(axis=0), theirs - theirs.mean(axis=0)
-    space = {"cell": asked.cell, "pbc": True} if boxed else {}
+    space: dict[str, Any] = {"cell": asked.cell, "pbc": True} if boxed else {}
     if get_distances(ours[:1], theirs, **space)[1].min() > SAME:  # soon done with most of the others
         return None
     _, distances = get_distances(ours, theirs, **space)
@@ -113,7 +116,7 @@ def as_labelled(frame: Labelled) -> Atoms:
     atoms = frame.atoms
     info = {"config_type": frame.config_type, **{name: atoms.info[name] for name in ("config_type", "task") if name in atoms.info}}
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={**info, "origin": str(frame.origin)})
-    results = {"energy": frame.energy, "forces": frame.forces}
+    results: dict[str, Any] = {"energy": frame.energy, "forces": frame.forces}
     if frame.stress is not None:
         results["stress"] = full_3x3_to_voigt_6_stress(frame.stress)
     bare.calc = SinglePointCalculator(bare, **results)

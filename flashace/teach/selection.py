@@ -138,7 +138,7 @@ class Selector:
     def _candidate(self, place: int, atoms: Atoms, rows: np.ndarray, sigma: np.ndarray) -> Candidate:
         atoms.arrays[ENERGY] = sigma
         centre = int(sigma.argmax())
-        if self.cut is not None:  # what lies farther out will not be intact
+        if self.cut is not None and len(near_centre(atoms, centre, self.cut)) < len(atoms):  # what lies farther out will not be intact
             rows = rows[near_centre(atoms, centre, self.cut - self.calculator.r_max)]
         return Candidate(place, atoms, rows.astype(np.float32), centre)
 
@@ -151,6 +151,7 @@ class Selector:
         unlike = Unlike()
         for atoms in others:
             unlike.takes(atoms)
+        before = unlike.refused
         chosen, traces = self._greedy(pool, num, covariance, unlike)
         scale = self.rigidity.alpha / max(pool.atoms, 1) ** 0.5
         return Choice(
@@ -158,7 +159,7 @@ class Selector:
             before=scale * _trace(pool.gram, covariance) ** 0.5,
             after=tuple(scale * trace**0.5 for trace in traces),
             random=scale * _after_random(pool, len(chosen), covariance) ** 0.5,
-            alike=unlike.refused,
+            alike=unlike.refused - before,
         )
 
     def _greedy(self, pool: Pool, num: int, covariance: np.ndarray, unlike: Unlike) -> tuple[list[Candidate], list[float]]:
@@ -166,7 +167,9 @@ class Selector:
 
         A frame is worth less the more others are chosen, so only the one that seems best is looked at anew (Minoux 1978).
         """
-        C, chosen, traces = covariance, [], []
+        chosen: list[Candidate] = []
+        traces: list[float] = []
+        C = covariance
         weights = C @ pool.gram @ C
         waiting = [(-_gain(candidate.rows, C, weights), i, 0) for i, candidate in enumerate(pool.candidates)]
         heapq.heapify(waiting)
