@@ -1,6 +1,7 @@
 """`flashace distill`: seeds and a teacher in, a student with its certificate out."""
 
 import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from flashace.teach.certificate import Certificate
-    from flashace.teach.config import DistillConfig
+    from flashace.teach.config import DistillConfig, SampleConfig
     from flashace.teach.rounds import Round
     from flashace.train.config import FitConfig
 
@@ -59,9 +60,9 @@ def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags
                 settings = with_number(settings, structures, settings.max_time)
             folder = default_folder(seeds[0], overwrite, locks) if settings.output is None else Path(settings.output)
             locks.enter_context(locked(folder, tell=console.print))
-            _spare(folder, seeds, settings.teacher)
-            _take(folder, overwrite, structures, settings, like)
-            structures = _seeds(folder)  # with the digits that a run that goes on reads, or its tasks would be others
+            spare(folder, seeds, settings.teacher)
+            take(folder, overwrite, structures, settings, like, OPTIONS, LEFT_BY_DISTILL)
+            structures = seeds_of(folder)  # with the digits that a run that goes on reads, or its tasks would be others
         try:
             rounds = stages.distill(structures, settings, like, folder, console)
             found = None if rounds is None else _certified(rounds, structures, settings, folder)
@@ -117,16 +118,17 @@ def _asked_before(folder: Path, seeds: tuple[str, ...], flags: dict[str, Any]) -
     if not (folder / OPTIONS).exists():
         raise FlashACEError(f"--resume {folder}: expected the run folder of a `flashace distill`, found no {OPTIONS} in it; name another")
     settings = read_options(folder / OPTIONS, DistillConfig)
-    return _seeds(folder), settings, load_config(folder / "config.yaml", {})
+    return seeds_of(folder), settings, load_config(folder / "config.yaml", {})
 
 
-def _seeds(folder: Path) -> "list[Atoms]":
+def seeds_of(folder: Path) -> "list[Atoms]":
+    """What the run began with."""
     from flashace.data.extxyz import read_extxyz
 
     return list(read_extxyz(folder / "seeds.extxyz"))
 
 
-def _spare(folder: Path, seeds: tuple[str, ...], teacher: str) -> None:
+def spare(folder: Path, seeds: tuple[str, ...], teacher: str) -> None:
     """Raises FlashACEError where the run folder has what the run reads, which would be deleted."""
     kind, _, model = teacher.partition(":")
     for path in [*seeds, *([model] if kind == "flashace" else [])]:
@@ -134,8 +136,17 @@ def _spare(folder: Path, seeds: tuple[str, ...], teacher: str) -> None:
             raise FlashACEError(f"{folder}: expected a run folder without {path}, which the run reads and would delete; name another")
 
 
-def _take(folder: Path, overwrite: bool, structures: "list[Atoms]", settings: "DistillConfig", like: "FitConfig") -> None:
-    """Into an empty folder go seeds and options, by which a run goes on. Raises FlashACEError for one that is in use."""
+def take(
+    folder: Path,
+    overwrite: bool,
+    structures: "list[Atoms]",
+    settings: "SampleConfig",
+    like: "FitConfig",
+    options: str,
+    left: Sequence[str],
+) -> None:
+    """Into an empty folder go seeds and options, by which a run goes on. Raises FlashACEError for one that is in use; with `overwrite`,
+    what a run with such a file of `options` has `left` is deleted."""
     import shutil
 
     from ase import Atoms
@@ -145,17 +156,17 @@ def _take(folder: Path, overwrite: bool, structures: "list[Atoms]", settings: "D
     from flashace.teach.config import write_options
     from flashace.train.config import write_config
 
-    ours = (folder / OPTIONS).exists()
+    ours = (folder / options).exists()
     if any(path.name != ".lock" for path in folder.iterdir()) and not (ours and overwrite):
         how = f"--resume {shlex.quote(str(folder))}, or --overwrite it" if ours else "name another with --output"
         raise FlashACEError(f"{folder}: expected an empty run folder, this one is in use; {how}")
-    for path in (path for name in LEFT_BY_DISTILL for path in list(folder.glob(name))):  # what else is there is the user's
+    for path in (path for name in left for path in list(folder.glob(name))):  # what else is there is the user's
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with whole_file(folder / "seeds.extxyz") as aside:
         bare = [Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc) for atoms in structures]
         write(aside, bare, format="extxyz")  # what else they have may not be written, or break a line
     write_config(folder / "config.yaml", like)
-    write_options(folder / OPTIONS, settings)  # last: where it is, the others are
+    write_options(folder / options, settings)  # last: where it is, the others are
 
 
 def _certified(rounds: "list[Round]", structures: "list[Atoms]", settings: "DistillConfig", folder: Path) -> "Certificate":

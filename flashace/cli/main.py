@@ -24,7 +24,9 @@ COMMANDS = [
     "fit",
     "info",
     "label",
+    "learn",
     "sample",
+    "select",
     "serve",
     "verify",
 ]  # of the files with these names

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LENGTHS = ("epochs", "max_time")
 OF_DISTILL = "distill.yaml"  # the options of a `flashace distill`
+OF_LEARN = "learn.yaml"  # and of a `flashace learn`
 
 
 def default_folder(data: str, overwrite: bool, locks: ExitStack) -> Path:
@@ -48,11 +49,14 @@ def holds_lesson(folder: Path) -> bool:
 
 
 def refuse_others(folder: Path, teacher: bool) -> None:
-    """Raises FlashACEError where `flashace distill` has the folder and, with a `teacher`, where its lesson would mix with others' files."""
+    """Raises FlashACEError where `flashace distill` or `learn` has the folder and, with a `teacher`, where its lesson would mix with
+    files of others."""
     from flashace.teach.config import PLACE
 
-    if (folder / OF_DISTILL).exists():
-        raise FlashACEError(f"{folder}: expected a run folder of a fit, this one is of `flashace distill`; name another with --output")
+    for name in (OF_DISTILL, OF_LEARN):
+        if (folder / name).exists():
+            command = f"flashace {Path(name).stem}"
+            raise FlashACEError(f"{folder}: expected a run folder of a fit, this one is of `{command}`; name another with --output")
     if teacher and (folder / PLACE).exists() and not holds_lesson(folder):
         raise FlashACEError(f"{folder}: expected a run folder without {folder / PLACE}, which no fit has made; name another with --output")
 
@@ -99,10 +103,12 @@ def config_of_run(run: str, config: str | None, flags: dict[str, Any]) -> str:
             f"--resume {run} takes its options from that folder; leave out {', '.join(given or ['config'])} (--epochs and --max-time alone "
             "may be given, to make it longer)"
         )
-    if (Path(run) / OF_DISTILL).exists():
-        raise FlashACEError(
-            f"--resume {run}: expected the folder of a fit, this run goes on with `flashace distill --resume {shlex.quote(str(run))}`"
-        )
+    for name in (OF_DISTILL, OF_LEARN):
+        if (Path(run) / name).exists():
+            command = f"flashace {Path(name).stem}"
+            raise FlashACEError(
+                f"--resume {run}: expected the folder of a fit, this run goes on with `{command} --resume {shlex.quote(str(run))}`"
+            )
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise FlashACEError(f"--resume {run}: expected the folder of a run, found no {path}; name one, or start the fit anew")

@@ -83,7 +83,7 @@ def calibration_table(rows: Sequence[Mapping[str, Any]], of: str = "energy") -> 
         table.add_row(
             row["config_type"] or "(none)",
             str(row["frames"]),
-            *(_digits(row[name]) for name in ("rmse", "uncertainty", "z")),
+            *(three_digits(row[name]) for name in ("rmse", "uncertainty", "z")),
             *(f"{row[name]:.0%}" for name in ("within_1", "within_2")),
             "–" if row["rank"] is None else f"{row['rank']:.2f}",
             style="bold" if row is rows[-1] else None,
@@ -201,10 +201,10 @@ def tensorboard_writer(folder: Path) -> "SummaryWriter":
 
 
 def _pair(mae: float | None, rmse: float | None) -> str:
-    return "–" if mae is None or rmse is None else f"{_digits(mae)} / {_digits(rmse)}"
+    return "–" if mae is None or rmse is None else f"{three_digits(mae)} / {three_digits(rmse)}"
 
 
-def _digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, never in powers of ten."""
     return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
 
@@ -258,7 +258,7 @@ def _curve(axes: "Axes", epochs: np.ndarray, values: np.ndarray | None, color: s
     known = epochs < 0 if values is None else values > 0  # NaN is not; zero has no place on a log scale
     if values is None or not known.any():
         return
-    last = f"{label}  {_digits(values[known][-1])}" if label else None
+    last = f"{label}  {three_digits(values[known][-1])}" if label else None
     marker = "o" if known.sum() < 20 else None
     axes.plot(epochs[known], values[known], line, color=color, linewidth=1.6, marker=marker, markersize=3, label=last)
 
@@ -303,7 +303,7 @@ def _parity_panel(
             axes.scatter(reference, values, s=size, alpha=alpha, color=color, linewidths=0, zorder=2 + i)
         mae, rmse = errors[name][f"{label.name}_mae"], errors[name][f"{label.name}_rmse"]
         if rmse is not None:
-            text = f"{name}: MAE {_digits(mae)}, RMSE {_digits(rmse)} {label.error_unit}"
+            text = f"{name}: MAE {three_digits(mae)}, RMSE {three_digits(rmse)} {label.error_unit}"
             top.text(0.03, 0.97 - 0.055 * i, text, transform=top.transAxes, va="top", fontsize=8.5, color=color)
     title = f"{label.name.capitalize()} per atom, relative to the mean" if label.extensive else label.name.capitalize()
     _style(top, title, "", f"predicted, {label.size_unit}")

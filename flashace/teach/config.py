@@ -47,6 +47,22 @@ class DistillConfig(SampleConfig):
     bound: tuple[str, ...] = Field((), description="name=number, asked of a row of the certificate, such as laws=0; as often as needed")
 
 
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class LearnConfig(SampleConfig):
+    """And how a model learns from what it meets by itself."""
+
+    num: int | None = Field(None, ge=1, description="labels to buy in a round, at most; 10 where not given")
+    output: str | None = Field(None, description="run folder; runs/<name of the seeds>, numbered from the second on, where not given")
+    temperatures: tuple[float, ...] = Field((), description="of the dynamics, in K, as often as needed")
+    time: float = Field(2.0, gt=0, description="ps: length of each trajectory, one for each seed and temperature")
+    stop: float | None = Field(
+        None,
+        gt=0,
+        description="eV: a trajectory stops where an atom's energy is more uncertain; three times that of calibration by default",
+    )
+    rounds: int = Field(10, ge=0, description="times, at most, that labels are bought after those of the seeds")
+
+
 def sample_config(options: Mapping[str, Any], kind: type[Config] = SampleConfig) -> Config:  # type: ignore[assignment]
     """Of those `options` that are given. Raises FlashACEError for unknown names and values of the wrong kind."""
     named = {name: value for name, value in options.items() if value is not None and value != ()}

@@ -103,7 +103,7 @@ def is_charged(atoms: Atoms) -> bool:
 def _survey(paths: Sequence[str | Path], journal: Journal, summary: Summary) -> set[str]:
     """The keys of the structures that are left to label; the journal gets those that are none."""
     seen: set[str] = set()
-    for atoms, origin in _read(paths):
+    for atoms, origin in read_structures(paths):
         key = key_of(atoms)
         summary.frames += 1
         summary.twice += key in seen
@@ -124,14 +124,15 @@ def _survey(paths: Sequence[str | Path], journal: Journal, summary: Summary) -> 
 
 
 def _tasks(paths: Sequence[str | Path], left: set[str]) -> Iterator[Label]:
-    for atoms, origin in _read(paths):
+    for atoms, origin in read_structures(paths):
         key = key_of(atoms)
         if key in left:
             left.discard(key)
             yield Label(key, _plain(atoms, origin))
 
 
-def _read(paths: Sequence[str | Path]) -> Iterator[tuple[Atoms, Origin]]:
+def read_structures(paths: Sequence[str | Path]) -> Iterator[tuple[Atoms, Origin]]:
+    """Of files, folders and shards, whether they have labels or not, and where each stands. Raises as `structures` and `Shards` do."""
     for path in paths:
         if is_shards(path):
             yield from ((frame.atoms, frame.origin) for frame in Shards(path))

@@ -83,7 +83,7 @@ def _distill(
         number = len(rounds)
         place = folder / f"round-{number + 1}"
         rounds.append(_look(model, structures, settings, place, number, began, console))
-        _write_rounds(folder / "rounds.csv", rounds)
+        write_rounds(folder / "rounds.csv", rounds)
         said = rounds[-1]
         console.print(
             f"round {number}: on {said.frames} frames of its own dynamics the forces are off by {said.forces:.1f} meV/Å, "
@@ -129,13 +129,18 @@ def _look(
         own = _own_frames(model, seeds, settings, place, number, console)
         _label(model, own, settings, place, console)
     frames = read(held, ":")
+    forces, energy = errors_of(model, frames)
+    aside = place / "labels.failed.extxyz"
+    failed = sum(1 for _ in read_extxyz(aside)) if aside.exists() else 0
+    return Round(number, str(model), str(place), len(frames), forces, energy, failed, time.monotonic() - began)
+
+
+def errors_of(model: Path, frames: Sequence[Atoms]) -> tuple[float, float]:
+    """Root mean squares on frames with results: of forces (meV/Å) and energies (meV/atom)."""
     results = evaluate_many(frames, FlashACE(str(model)))
     forces = np.concatenate([(frame.get_forces() - found["forces"]).ravel() for frame, found in zip(frames, results, strict=True)])
     energies = [(frame.get_potential_energy() - found["energy"]) / len(frame) for frame, found in zip(frames, results, strict=True)]
-    aside = place / "labels.failed.extxyz"
-    failed = sum(1 for _ in read_extxyz(aside)) if aside.exists() else 0
-    rms = [1e3 * float(np.sqrt(np.mean(np.square(x)))) for x in (forces, energies)]
-    return Round(number, str(model), str(place), len(frames), rms[0], rms[1], failed, time.monotonic() - began)
+    return 1e3 * float(np.sqrt(np.mean(np.square(forces)))), 1e3 * float(np.sqrt(np.mean(np.square(energies))))
 
 
 def _own_frames(
@@ -197,7 +202,8 @@ def _uncertainties(model: Path, frames: Sequence[Atoms]) -> list[float]:
     return [float(np.max(calculator.get_uncertainty(frame.copy()).energies)) for frame in frames]
 
 
-def _write_rounds(path: Path, rounds: Sequence[Round]) -> None:
+def write_rounds(path: Path, rounds: Sequence[Any]) -> None:
+    """A row for each, of its fields."""
     rows = [asdict(found) for found in rounds]
     with whole_file(path) as aside, aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

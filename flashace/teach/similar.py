@@ -23,12 +23,12 @@ def near_duplicates(frames: Sequence[Atoms], near: float = NEAR) -> list[int]:
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for i, atoms in enumerate(frames):
-        groups.setdefault((*np.sort(atoms.numbers), *atoms.pbc), []).append(i)
+        groups.setdefault(_of_the_same_atoms(atoms), []).append(i)
     found = []
     for members in groups.values():
         prints = np.array([fingerprint(frames[i]) for i in members])
         gone: set[int] = set()
-        limit = near / np.sqrt(frames[members[0]].get_masses().min())
+        limit = _limit(frames[members[0]], near)
         for start in range(0, len(members), AT_ONCE):
             close = cdist(prints[start : start + AT_ONCE], prints) < limit
             for a, row in enumerate(close, start):
@@ -36,6 +36,31 @@ def near_duplicates(frames: Sequence[Atoms], near: float = NEAR) -> list[int]:
                     gone.update(b for b in np.flatnonzero(row).tolist() if b > a)
         found += [members[b] for b in gone]
     return sorted(found)
+
+
+class Unlike:
+    """Frames that come one by one, each of which stays unless it is nearer than `near` to one that has stayed."""
+
+    def __init__(self, near: float = NEAR) -> None:
+        self.near, self.refused = near, 0
+        self._kept: dict[tuple[object, ...], list[np.ndarray]] = {}
+
+    def takes(self, atoms: Atoms) -> bool:
+        """Whether it stays."""
+        own, alike = fingerprint(atoms), self._kept.setdefault(_of_the_same_atoms(atoms), [])
+        if alike and (np.linalg.norm(np.array(alike) - own, axis=1) < _limit(atoms, self.near)).any():
+            self.refused += 1
+            return False
+        alike.append(own)
+        return True
+
+
+def _of_the_same_atoms(atoms: Atoms) -> tuple[object, ...]:
+    return (*np.sort(atoms.numbers), *atoms.pbc)
+
+
+def _limit(atoms: Atoms, near: float) -> float:
+    return float(near / np.sqrt(atoms.get_masses().min()))
 
 
 def fingerprint(atoms: Atoms) -> np.ndarray:

@@ -25,13 +25,15 @@ def learn(
     console: Console,
     minutes: float | None = None,
     start: Path | None = None,
+    epochs: int | None = None,
 ) -> Path | None:
     """model.pt of `folder`, fitted to the frames in `data`; None where Ctrl-C or SIGTERM came first, with everything saved.
 
     An interrupted one goes on with the `minutes` that it began with, of which it has spent some.
 
     The shape of the model, seed, precision and device are those of `like`; data, labels, reference energies and length are not. `start` is
-    a model to go on from. What is there is not made twice: a whole fit is taken as it is.
+    a model to go on from. The length is `minutes`, or else `epochs`, or what suits the number of atoms. What is there is not made twice: a
+    whole fit is taken as it is.
     """
     model = folder / "model.pt"
     if model.exists():
@@ -39,8 +41,9 @@ def learn(
     goes_on = bool(checkpoints_in(folder / "checkpoints"))
     if goes_on:
         minutes = load_config(folder / "config.yaml", {}).train.max_time
-    num_atoms = sum(len(atoms) for path in data for atoms in read_extxyz(path))
-    prepared = prepare(_options(data, like, num_atoms, minutes, start), folder if goes_on else None, console.print)
+    if minutes is None and epochs is None:
+        epochs = epochs_for(sum(len(atoms) for path in data for atoms in read_extxyz(path)))
+    prepared = prepare(_options(data, like, epochs, minutes, start), folder if goes_on else None, console.print)
     ended = fit(prepared, folder, console, resume=goes_on, overwrite=not goes_on, started=Clock.now())
     return model if ended else None
 
@@ -50,7 +53,7 @@ def epochs_for(num_atoms: int) -> int:
     return min(max(round(ATOMS / num_atoms), FEWEST_EPOCHS), MOST_EPOCHS)
 
 
-def _options(data: Sequence[Path], like: FitConfig, num_atoms: int, minutes: float | None, start: Path | None) -> FitConfig:
+def _options(data: Sequence[Path], like: FitConfig, epochs: int | None, minutes: float | None, start: Path | None) -> FitConfig:
     train = replace(
         like.train,
         data=tuple(map(str, data)),
@@ -65,7 +68,7 @@ def _options(data: Sequence[Path], like: FitConfig, num_atoms: int, minutes: flo
         stress_key=None,
         check="off",  # what a teacher has said is not to be doubted: its floor was measured
         output=None,
-        epochs=epochs_for(num_atoms) if minutes is None else None,
+        epochs=epochs if minutes is None else None,
         max_time=minutes,
         batch_size=None,
         checkpoint_dir="checkpoints",

@@ -9,6 +9,7 @@ from flashace.errors import FlashACEError
 from flashace.evaluate import report
 from flashace.evaluate.calibrate import estimate_uncertainty
 from flashace.evaluate.predict import error_rows
+from flashace.evaluate.suspects import NAME, in_words, suspects, write_suspects
 from flashace.potential.model import AttentionACE
 from flashace.potential.model_file import save_model
 from flashace.train.batches import FrameSet
@@ -45,8 +46,12 @@ def close(prepared: Prepared, model: AttentionACE, outcome: Outcome, folder: Pat
     _add_uncertainty(prepared, model, outcome, log)
     save_model(folder / "model.pt", model, _provenance(prepared, outcome, rows, sanity))
     report.learning_curve(folder / "metrics.csv", folder / "learning_curve.png")
-    report.parity({name: each for name, each in predicted.items() if name not in outcome.replay}, folder / "parity.png")
+    own = {name: each for name, each in predicted.items() if name not in outcome.replay}
+    found = suspects(own)
+    write_suspects(folder / NAME, found)
+    report.parity(own, folder / "parity.png")
     _tell(prepared, model, outcome, rows, log)
+    log.say(in_words(found, folder / NAME))
     log.say(in_a_sentence(sanity))
 
 

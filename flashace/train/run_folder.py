@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from flashace.errors import FlashACEError
+from flashace.evaluate.suspects import NAME
 from flashace.train.checkpoint import BEST, checkpoints_in
 from flashace.train.config import FitConfig, load_config, write_config
 from flashace.train.lock import locked
 
-LEFT_BY_A_FIT = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png")
+ALWAYS_LEFT = ("model.pt", "metrics.csv", "learning_curve.png", "parity.png")
+LEFT_BY_A_FIT = (*ALWAYS_LEFT, NAME)
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class RunFolder:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all is there that a fit leaves."""
-        return all((self.path / name).is_file() for name in LEFT_BY_A_FIT)
+        """Whether all is there that every fit leaves."""
+        return all((self.path / name).is_file() for name in ALWAYS_LEFT)
 
     def make_ready(self, config: FitConfig, overwrite: bool, locks: ExitStack, tell: Callable[[str], Any]) -> None:
         """For a new fit: what one left there is deleted. Raises FlashACEError where its checkpoints might not be ours to delete."""

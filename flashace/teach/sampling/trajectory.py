@@ -1,5 +1,6 @@
 """A structure in; a short molecular dynamics under the teacher, whose labels cost nothing beyond it, out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,11 @@ class Trajectory:
         return f"md-{self.temperature:.0f}K"
 
     def __call__(self, calculator: Calculator) -> list[Atoms]:
+        atoms, steps = self.start(calculator)
+        return frames_of(steps, atoms, calculator, self.kind)
+
+    def start(self, calculator: Calculator) -> tuple[Atoms, Iterator[bool]]:
+        """The atoms, and the time until each of the frames, which moves them."""
         rng = np.random.default_rng(self.seed)
         atoms = self.atoms.copy()
         atoms.calc = calculator
@@ -44,5 +50,4 @@ class Trajectory:
         step = self.timestep * units.fs
         dynamics = Langevin(atoms, step, temperature_K=self.temperature, friction=FRICTION / units.fs, fixcm=False, rng=rng)
         dynamics.attach(lambda: check_forces(atoms, self.max_force))
-        steps = (dynamics.run(self.interval) for _ in range(self.num_frames))
-        return frames_of(steps, atoms, calculator, self.kind)
+        return atoms, (dynamics.run(self.interval) for _ in range(self.num_frames))
