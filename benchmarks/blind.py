@@ -4,7 +4,8 @@
     python benchmarks/blind.py ethanol FOLDER    # GFN2-xTB (tblite); bonds pulled in steps of 0.05 Å to 4 Å, all else as it is
 
 A small model is fitted to a few frames of ordinary dynamics. Warnings are those of the guards of the mean atom, of neighbours and of
-distances, and of the uncertainty of the least certain atom, in units of the largest one that the calibration saw. They are asked for every frame anew.
+distances, and of the uncertainty of the least certain atom, in units of the largest one that the calibration saw. They are asked for every
+frame anew.
 FOLDER keeps frames and fit, and what is there is not made again. About 15 minutes of one core each.
 """
 
