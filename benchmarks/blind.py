@@ -3,8 +3,9 @@
     python benchmarks/blind.py alloy FOLDER      # Cu-Au, EMT; the model's own dynamics, heated until the melt boils off
     python benchmarks/blind.py ethanol FOLDER    # GFN2-xTB (tblite); bonds pulled in steps of 0.05 Å to 4 Å, all else as it is
 
-A small model is fitted to a few frames of ordinary dynamics. Warnings are those of the coordination guard, of the distance guard, and of
-the uncertainty of the least certain atom, in units of the largest one that the calibration saw. They are asked for every frame anew.
+A small model is fitted to a few frames of ordinary dynamics. Warnings are those of the guards of the mean atom, of neighbours and of
+distances, and of the uncertainty of the least certain atom, in units of the largest one that the calibration saw. They are asked for every
+frame anew.
 FOLDER keeps frames and fit, and what is there is not made again. About 15 minutes of one core each.
 """
 
@@ -25,7 +26,7 @@ from ase.md.langevin import Langevin
 from ase.md.nptberendsen import NPTBerendsen
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
-from flashace import CoordinationWarning, FlashACE, ShortDistanceWarning
+from flashace import CoordinationWarning, FlashACE, ShortDistanceWarning, UnfamiliarWarning
 from flashace.guards import Guards
 
 EPOCHS = {"alloy": 60, "ethanol": 120}
@@ -98,9 +99,9 @@ def heated(model: Path, seed: int) -> Iterator[tuple[str, Atoms]]:
         atoms, 5 * units.fs, temperature_K=300, pressure_au=1 * units.bar, taut=50 * units.fs, taup=200 * units.fs,
         compressibility_au=1e-6 / units.bar,
     )  # fmt: skip
-    for _ in range(300):
+    for k in range(1, 301):
         run.run(10)
-        run.set_temperature(temperature_K=run.temperature / units.kB + 30 if run.temperature < 1 else run.temperature + 30)
+        run.set_temperature(temperature_K=300 + 30 * k)
         yield f"{atoms.get_temperature():.0f} K, volume x {atoms.get_volume() / volume:.2f}", atoms.copy()
         if atoms.get_volume() > 16 * volume:
             return
@@ -117,9 +118,7 @@ def pulled(a: int, b: int, moved: list[int]) -> Iterator[tuple[str, Atoms]]:
         yield f"{r:.2f} Å", at
 
 
-def look(
-    case: str, frames: Iterator[tuple[str, Atoms]] | list[tuple[str, Atoms]], calc: FlashACE, reference: Calculator | None
-) -> list[dict]:
+def look(frames: Iterable[tuple[str, Atoms]], calc: FlashACE, reference: Calculator | None) -> list[dict]:
     """Of each frame: true errors (with labels of `reference`, or its own), and what would have warned."""
     largest, of_forces = calc.model.uncertainty.largest, calc.model.uncertainty.force_law
     rows = []
@@ -142,6 +141,7 @@ def look(
                 "sigma": float(sigma.energy),
                 "sigma_force": float(sigma.forces.max()),
                 "coordination": any(issubclass(w.category, CoordinationWarning) for w in told),
+                "mean atom": any(issubclass(w.category, UnfamiliarWarning) for w in told),
                 "distance": any(issubclass(w.category, ShortDistanceWarning) for w in told),
                 "energies": float(sigma.energies.max()) / largest,
                 "forces": float(sigma.forces.max()) / of_forces.largest,
@@ -151,7 +151,7 @@ def look(
 
 
 def guards() -> dict[str, object]:
-    found: dict[str, object] = {"coordination": lambda row: row["coordination"], "distance": lambda row: row["distance"]}
+    found: dict[str, object] = {name: lambda row, name=name: row[name] for name in ("mean atom", "coordination", "distance")}
     for k in THRESHOLDS:
         found[f"energies > {k:g}"] = lambda row, k=k: row["energies"] > k
         found[f"forces > {k:g}"] = lambda row, k=k: row["forces"] > k

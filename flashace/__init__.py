@@ -11,6 +11,7 @@ from flashace.errors import (
     PrecisionWarning,
     ShortDistanceWarning,
     UncertaintyWarning,
+    UnfamiliarWarning,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "PrecisionWarning",
     "ShortDistanceWarning",
     "UncertaintyWarning",
+    "UnfamiliarWarning",
     "__version__",
     "batched",
     "evaluate_many",

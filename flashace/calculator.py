@@ -124,9 +124,9 @@ class FlashACE(Calculator):
     per thread, costs no memory. What surrounds a calculator in a program (inference mode, autocast, another default device or precision)
     does not change its numbers. The first structure with a pair of atoms clearly closer than any in training (by more than 5 %) gives a
     `ShortDistanceWarning`, and so does the first with an atom that has far fewer or far more neighbours of an element than any in training
-    (a `CoordinationWarning`); with `stop_uncertainty` such a structure counts as a failed calculation. A `PrecisionWarning` hints, once, at
-    difference quotients of energies in float32. A model that was fitted without isolated atoms gives a `FreeAtomsWarning`, once for all
-    its calculators.
+    (a `CoordinationWarning`), and the first that is unlike the training as a whole (an `UnfamiliarWarning`); with `stop_uncertainty` these
+    two are failed calculations. A `PrecisionWarning` hints, once, at difference quotients of energies in float32. A model that was fitted
+    without isolated atoms gives a `FreeAtomsWarning`, once for all its calculators.
 
     `kernel` says what evaluates the model: "compiled" code with edge functions from splines, or "plain" torch, many times slower and exact
     to the last digits. On a CPU it is C, compiled by the C compiler of this machine at the first structure (some seconds, once;
@@ -346,7 +346,9 @@ class FlashACE(Calculator):
             whole, each = self.model.uncertainty(prediction.features)
             law = self.model.uncertainty.force_law
             uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy(), None if law is None else law(each).cpu().numpy())
-            self.guards.certain(uncertainty.energies, self.parameters)
+            self.guards.certain(uncertainty.energies, self.parameters)  # first: it names the atoms
+            stops = self.parameters["stop_uncertainty"] is not None
+            self.guards.familiar(self.model.uncertainty.mean(prediction.features), self.model.uncertainty.largest_mean, stops)
         return Evaluation(results, uncertainty, spread(prediction) if self.members else None)
 
     def _predict(self, graph: Graph) -> Prediction:

@@ -17,6 +17,10 @@ class FreeAtomsWarning(UserWarning):
     """The model was fitted without isolated atoms, so its energies at low density mean nothing."""
 
 
+class UnfamiliarWarning(UserWarning):
+    """A structure is unlike the training data as a whole, as an expanded or molten one is to a model of crystals."""
+
+
 class UncertaintyWarning(UserWarning):
     """The energy of an atom is more uncertain than `warn_uncertainty`."""
 

@@ -10,13 +10,14 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from ase.data import chemical_symbols
 
-from flashace.errors import CoordinationWarning, PrecisionWarning, ShortDistanceWarning, UncertaintyWarning
+from flashace.errors import CoordinationWarning, PrecisionWarning, ShortDistanceWarning, UncertaintyWarning, UnfamiliarWarning
 from flashace.potential.model import AttentionACE
 from flashace.structure.coordination import count_neighbours
 from flashace.structure.differences import tiny_step
 from flashace.structure.graph import Graph
 
 CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
+UNLIKE = 3.0  # times what the mean atom of any frame in the calibration had; ordinary frames reach 2
 ENERGY = {"energy", "free_energy"}
 
 
@@ -94,6 +95,21 @@ class Guards:
             if name == "stop_uncertainty":
                 raise CalculationFailed(message)
             self._warn(UncertaintyWarning, message)
+
+    def familiar(self, mean: float, largest: float | None, stops: bool) -> None:
+        """Warns once of a structure that is unlike the training as a whole, by σ of its mean atom and the largest in the calibration (eV);
+        where `stops`, it is an error each time. A model file of older versions does not know the latter.
+        """
+        if largest is None or mean <= UNLIKE * largest:
+            return
+        message = (
+            "this structure is unlike the training data as a whole: the energy of its mean atom is "
+            f"{mean / largest:.1f} times as uncertain as in any frame of the calibration ({UNLIKE:g} times is far). Energy and forces are "
+            "a guess here: look whether the structure is meant to be like this, or add such frames to the training data"
+        )
+        if stops:
+            raise CalculationFailed(f"stop_uncertainty: {message}")
+        self._warn(UnfamiliarWarning, f"{message} (this calculator warns once)")
 
     def precision(self, model: AttentionACE, atoms: Atoms, properties: Sequence[str]) -> None:
         """Once, where the energy alone is asked for, twice in a row, of structures a tiny step apart. Dynamics asks for forces too."""

@@ -64,7 +64,8 @@ def estimate_uncertainty(model: AttentionACE, train: Frames, valid: Frames, befo
     law = None
     if of_forces is not None:
         law = ForceLaw(of_forces.scale / atoms.alpha**of_forces.exponent, of_forces.exponent, of_forces.largest)
-    return Uncertainty(energy, atoms, len(held_out), largest=atoms(rows).max().item(), left_out=len(stand_ins), force_law=law)
+    largest, largest_mean = atoms(rows).max().item(), atoms(sums / sizes.unsqueeze(1)).max().item()
+    return Uncertainty(energy, atoms, len(held_out), largest, len(stand_ins), law, largest_mean)
 
 
 def calibration_sets(

@@ -70,15 +70,25 @@ class Uncertainty(nn.Module):
     single atoms; no label tells an atom's energy, so its scale is that with which the squares of independent atoms would add up to the same
     errors. `largest` is the largest σ of an atom in these frames (eV), to choose thresholds by. Where `frames` are few, `left_out` fitted
     ones stood in for others, each as if it were left out. `force_law` makes σ of forces of those of `atoms`, calibrated on the errors of
-    forces; it is None in files of older versions and where no force is known.
+    forces; it is None in files of older versions and where no force is known. `largest_mean` is the largest `mean` in the same frames.
     """
 
     def __init__(
-        self, energy: Rigidity, atoms: Rigidity, frames: int, largest: float, left_out: int = 0, force_law: ForceLaw | None = None
+        self,
+        energy: Rigidity,
+        atoms: Rigidity,
+        frames: int,
+        largest: float,
+        left_out: int = 0,
+        force_law: ForceLaw | None = None,
+        largest_mean: float | None = None,
     ) -> None:
         super().__init__()
         self.energy, self.atoms, self.force_law = energy, atoms, force_law
         self.frames, self.largest, self.left_out = int(frames), float(largest), int(left_out)
+        self.largest_mean = None if largest_mean is None else float(largest_mean)
+        if largest_mean is not None and not 0 < largest_mean < math.inf:
+            raise ValueError(f"uncertainty: expected a largest mean above zero, got {largest_mean}")
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Of the atoms [N, D] of one structure: σ of its energy, and of each atom's [N], in eV."""
@@ -89,10 +99,17 @@ class Uncertainty(nn.Module):
         assert self.force_law is not None
         return self.force_law(self.atoms(features))
 
+    def mean(self, features: Tensor) -> float:
+        """σ of the mean atom of [N, D], in eV: what single atoms have by chance of their motion averages out, and what all have in common
+        stays. So it tells a structure that is unlike the training as a whole, as an expanded or molten one, long before σ of any atom does.
+        """
+        return self.atoms(features.double().mean(0)).item()
+
     def describe(self) -> dict[str, Any]:
         """All numbers but the covariances."""
         parts = {name: {"ridge": part.ridge, "alpha": part.alpha} for name, part in (("energy", self.energy), ("atoms", self.atoms))}
-        of_forces = {} if self.force_law is None else {"forces": asdict(self.force_law)}
+        of_forces: dict[str, Any] = {} if self.force_law is None else {"forces": asdict(self.force_law)}
+        of_forces |= {} if self.largest_mean is None else {"largest_mean": self.largest_mean}
         return {**parts, **of_forces, "frames": self.frames, "largest": self.largest, "left_out": self.left_out}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -113,7 +130,8 @@ class Uncertainty(nn.Module):
             F[_triangle(num_features)] = tensors[name]
             parts[name] = Rigidity(F + F.tril(-1).T, **described[name])
         law = ForceLaw(**described["forces"]) if "forces" in described else None
-        return cls(**parts, frames=described["frames"], largest=described["largest"], left_out=described.get("left_out", 0), force_law=law)
+        rest = {"left_out": described.get("left_out", 0), "largest_mean": described.get("largest_mean")}
+        return cls(**parts, frames=described["frames"], largest=described["largest"], force_law=law, **rest)
 
 
 def calibrate(

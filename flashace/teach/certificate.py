@@ -16,7 +16,7 @@ from rich.table import Table
 
 from flashace.calculator import FlashACE, choose_dtype
 from flashace.data.frames import Labelled
-from flashace.errors import CoordinationWarning, FlashACEError, FreeAtomsWarning, ShortDistanceWarning
+from flashace.errors import CoordinationWarning, FlashACEError, FreeAtomsWarning, ShortDistanceWarning, UnfamiliarWarning
 from flashace.evaluate.metrics import ErrorTable
 from flashace.files import whole_file
 from flashace.potential.model_file import load_model, read_header, save_model
@@ -255,7 +255,7 @@ def _property_rows(key: str, measure: Property, subject: Subject, folder: str | 
     what = f"{key.replace('_', ' ')}, {formula}"
     try:
         with warnings.catch_warnings():
-            for known in (ShortDistanceWarning, CoordinationWarning, FreeAtomsWarning):
+            for known in (ShortDistanceWarning, CoordinationWarning, FreeAtomsWarning, UnfamiliarWarning):
                 warnings.simplefilter("ignore", known)  # laws and scans leave the data on purpose
             found: Measured = measure(subject)
     except DoesNotApply:

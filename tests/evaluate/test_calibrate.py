@@ -10,7 +10,7 @@ from ase.io import read, write
 
 from flashace import FlashACE
 from flashace.evaluate import report
-from flashace.evaluate.calibrate import calibration_rows
+from flashace.evaluate.calibrate import calibration_rows, force_calibration_rows
 from flashace.potential.model_file import load_model, read_header
 
 
@@ -42,6 +42,7 @@ def test_a_fit_with_enough_to_hold_out_knows_its_uncertainty(flashace, write_yam
     uncertainty = load_model("run/model.pt").uncertainty
     assert uncertainty.frames == 12
     words = f"uncertainty calibrated on 12 frames; of an atom in these up to {1e3 * uncertainty.largest:.3g} meV"
+    words += f", of its force up to {1e3 * uncertainty.force_law.largest:.3g} meV/Å"
     assert words in squeezed(flashace("info", "run/model.pt").output)
     assert flashace("calibrate", "run/model.pt", data_file, "--valid", others, "-o", "again.pt").exit_code == 0
     assert Path("again.pt").read_bytes() == Path("run/model.pt").read_bytes()
@@ -122,13 +123,16 @@ def test_evaluate_reports_and_writes_it(flashace, run_folder, data_file, others)
     result = flashace("evaluate", "sure.pt", others, "-o", "p.extxyz", "--dtype", "float64")
     assert result.exit_code == 0, result.output
     assert "Energy uncertainty σ against errors" in result.output
-    table = squeezed(result.output.split("Energy uncertainty")[1])
-    assert re.search(r"cold 6 .* warm 6 .* all 12 [\d.]+ [\d.]+ 1\.00 ", table)  # by its very calibration
+    table = result.output.split("Energy uncertainty")[1]
+    for own in table.split("Forces uncertainty"):  # by its very calibration
+        assert re.search(r"cold 6 .* warm 6 .* all 12 [\d.]+ [\d.]+ 1\.00 ", squeezed(own))
     calculator = FlashACE("sure.pt", dtype="float64")
     for atoms in read("p.extxyz", ":"):
         expected = calculator.get_uncertainty(atoms)
         assert atoms.info["flashace_energy_uncertainty"] == pytest.approx(expected.energy, rel=1e-6)
-        np.testing.assert_allclose(atoms.arrays["flashace_energies_uncertainty"], expected.energies, rtol=1e-5, atol=1e-8)
+        for name in ("flashace_energies_uncertainty", "energies_uncertainty"):
+            np.testing.assert_allclose(atoms.arrays[name], expected.energies, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(atoms.arrays["forces_uncertainty"], expected.forces, rtol=1e-5, atol=1e-8)
 
 
 def test_rows_are_what_they_say():
@@ -150,3 +154,23 @@ def test_rows_are_what_they_say():
     assert both["rank"] > 0.7
     assert calibration_rows(frames[:2], predictions[:2])[-1]["rank"] is None
     assert calibration_rows(frames[-2:], predictions[-2:]) == []
+
+
+def test_rows_of_forces_are_of_components_and_their_rank_of_atoms():
+    """Errors drawn with the predicted spread; a frame without forces and an atom alone do not count."""
+    rng = np.random.default_rng(0)
+    sigmas = 10 ** rng.uniform(-3, 0, (300, 5))
+    errors = sigmas[:, :, None] * rng.normal(size=(300, 5, 3))
+    frames = [SimpleNamespace(forces=np.ones((5, 3)), config_type="a") for _ in range(300)]
+    predictions = [{"forces": 1 + e, "forces_uncertainty": s} for e, s in zip(errors, sigmas, strict=True)]
+    frames += [SimpleNamespace(forces=None, config_type="b"), SimpleNamespace(forces=np.zeros((1, 3)), config_type="c")]
+    predictions += [predictions[0], {"forces": np.zeros((1, 3)), "forces_uncertainty": np.zeros(1)}]
+    rows = force_calibration_rows(frames, predictions)
+    assert [row["config_type"] for row in rows] == ["a", "all"]
+    assert rows[0]["frames"] == 300
+    assert rows[0]["rmse"] == pytest.approx(1e3 * np.sqrt(np.mean(errors**2)))
+    assert rows[0]["uncertainty"] == pytest.approx(1e3 * np.sqrt(np.mean(sigmas**2)))
+    assert rows[0]["within_1"] == pytest.approx(0.683, abs=0.02)
+    assert rows[0]["within_2"] == pytest.approx(0.954, abs=0.01)
+    assert rows[0]["rank"] > 0.8
+    assert force_calibration_rows(frames[-1:], predictions[-1:]) == []

@@ -1,4 +1,4 @@
-"""Uncertainty of energies: its formula, its laws, its calibration on numbers whose spread is known, its file, and the calculator's part."""
+"""Uncertainty of energies and forces: its formula, laws, calibration on numbers of known spread, file, and the calculator's part."""
 
 import json
 import re
@@ -11,12 +11,13 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import CalculationFailed
 
-from flashace import FlashACE, FlashACEError, batched
+from flashace import FlashACE, FlashACEError, UnfamiliarWarning, batched
 from flashace.data.frames import Labelled
 from flashace.evaluate.calibrate import estimate_uncertainty
 from flashace.potential import model_file
+from flashace.potential.derivatives import predict
 from flashace.potential.model_file import load_model, read_header, save_model
-from flashace.potential.uncertainty import MIN_FRAMES, RIDGES, Rigidity, Uncertainty, calibrate, calibrate_with_fitted
+from flashace.potential.uncertainty import MIN_FRAMES, RIDGES, Rigidity, Uncertainty, calibrate, calibrate_forces, calibrate_with_fitted
 from flashace.structure.neighbors import build_graph
 
 SAME = 1e-9  # relative; a well-conditioned quadratic form in another order of sums
@@ -227,6 +228,80 @@ def test_what_was_held_out_counts_in_full():
     assert found.alpha**2 == pytest.approx((9.0 / bare**2).sum().item() / MIN_FRAMES, rel=1e-6)
 
 
+# Forces
+
+
+def of_forces(model, seeds, noise):
+    """Frames with the model's own energies and forces plus noise (eV per atom, eV/Å), and their graphs."""
+    rng = np.random.default_rng(1)
+    frames, graphs = labelled(model, [rattled(0.03, seed) for seed in seeds], 0.01)
+    forces = [predict(model, graph, model.dtype).forces.numpy() for graph in graphs]
+    forces = [f + noise * rng.normal(size=f.shape) for f in forces]
+    return [Labelled(f.atoms, f.energy, own, None, "", "") for f, own in zip(frames, forces, strict=True)], graphs
+
+
+@pytest.mark.parametrize("frames", [12, 3])
+def test_forces_are_calibrated_and_the_file_keeps_it(make_model, tmp_path, frames):
+    """Held-out components are off by σ on the mean, with 12 frames exactly; and what atoms alone have is exactly zero."""
+    model = make_model().requires_grad_(False)
+    train, valid = of_forces(model, range(16), 0.02), of_forces(model, range(40, 40 + frames), 0.02)
+    model.uncertainty = estimate_uncertainty(model, train, valid)
+    law = model.uncertainty.force_law
+    sigma = torch.cat([model.uncertainty.forces(model.with_features(graph)[1]) for graph in valid[1]]).numpy()
+    error = np.concatenate([predict(model, g, model.dtype).forces.numpy() - f.forces for f, g in zip(*valid, strict=True)])
+    assert np.mean((error / sigma[:, None]) ** 2) == pytest.approx(1.0, rel=1e-6 if frames == 12 else 0.5)
+    assert law.largest == pytest.approx(sigma.max(), rel=1e-6 if frames == 12 else 0.2)
+    assert frames == 12 or law.exponent == 1.0
+    path = tmp_path / "model.pt"
+    save_model(path, model, {})
+    assert load_model(path, torch.float64).uncertainty.describe() == model.uncertainty.describe()
+    calculator = FlashACE(path, dtype="float64", kernel="plain", device="cpu")
+    found = calculator.get_uncertainty(valid[0][0].atoms)
+    np.testing.assert_allclose(found.forces, sigma[: len(found.forces)], rtol=1e-6)
+    np.testing.assert_allclose(found.forces, law.scale * found.energies**law.exponent, rtol=1e-9)
+    assert calculator.get_uncertainty(Atoms("Si")).forces.tolist() == [0.0]
+
+
+def test_without_forces_there_is_none_of_them(sure, calculator, structure):
+    assert sure.uncertainty.force_law is None
+    assert "forces" not in sure.uncertainty.describe()
+    assert calculator.get_uncertainty(structure("crystal")).forces is None
+
+
+def test_a_power_law_is_found_again(synthetic):
+    """σ = 0.3 q^0.8 of 12 000 atoms; with two frames of them the exponent is 1, and fitted atoms count as one frame more."""
+    F, features, _, rng = synthetic
+    ridge = float(RIDGES[8] * torch.linalg.eigvalsh(F).mean())
+    sigma = 0.3 * Rigidity(F, ridge, 1.0)(features) ** 0.8
+    squares = (sigma.unsqueeze(1) * torch.randn(len(sigma), 3, generator=rng, dtype=torch.float64)).square().mean(1)
+    nothing = features[:0], squares[:0]
+    found = calibrate_forces(F, (features, squares), nothing, frames=400)
+    assert found.exponent == pytest.approx(0.8, abs=0.03)
+    assert found.scale == pytest.approx(0.3, rel=0.05)
+    few = calibrate_forces(F, (features[:20], squares[:20]), (features[20:60], 0 * squares[20:60]), frames=2)
+    q2 = Rigidity(F, few.ridge, 1.0)(features[:20]) ** 2
+    assert few.exponent == 1.0
+    assert few.scale**2 == pytest.approx((squares[:20] / q2).sum().item() / 30, rel=1e-6)
+    assert calibrate_forces(F, (features, 0 * squares), nothing, frames=400) is None
+
+
+# A structure as a whole
+
+
+def test_a_structure_that_is_unlike_the_training_as_a_whole_is_told(sure_file, calculator):
+    ordinary, wide = rattled(0.03, 60), rattled(0.03, 61)
+    wide.set_cell(1.08 * wide.cell, scale_atoms=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnfamiliarWarning)
+        calculator.get_uncertainty(ordinary)
+        with pytest.raises(UnfamiliarWarning, match=r"mean atom is [\d.]+ times as uncertain as in any frame of the calibration"):
+            calculator.get_uncertainty(wide)
+    stopping = FlashACE(sure_file, device="cpu", dtype="float64", kernel="plain", stop_uncertainty=1e9)
+    stopping.guards.coordination = lambda *arguments: None
+    with pytest.raises(CalculationFailed, match="stop_uncertainty: this structure is unlike the training data as a whole"):
+        stopping.get_uncertainty(wide)
+
+
 # The file
 
 
@@ -261,6 +336,9 @@ WRONG = {
     "ridge below zero": lambda described, tensors: described["energy"].update(ridge=-1e9),
     "ridge of no number": lambda described, tensors: described["energy"].update(ridge="small"),
     "unknown": lambda described, tensors: described["energy"].update(colour="red"),
+    "forces of zero": lambda described, tensors: described.update(forces={"scale": 0.0, "exponent": 1.0, "largest": 1.0}),
+    "forces without an exponent": lambda described, tensors: described.update(forces={"scale": 1.0, "largest": 1.0}),
+    "a mean below zero": lambda described, tensors: described.update(largest_mean=-1.0),
     "no frames": lambda described, tensors: described.pop("frames"),
     "no energy": lambda described, tensors: described.pop("energy"),
     "text": lambda described, tensors: described.update(energy="yes"),
@@ -355,8 +433,8 @@ def test_a_warning_is_given_once(sure_file, calculator, structure):
         atoms.get_potential_energy()
 
 
-def test_nothing_is_said_below_the_thresholds(sure_file, calculator, structure):
-    atoms = structure("crystal")
+def test_nothing_is_said_below_the_thresholds(sure_file, calculator):
+    atoms = rattled(0.03, 7)
     highest = float(calculator.get_uncertainty(atoms).energies.max())
     atoms.calc = FlashACE(sure_file, device="cpu", dtype="float64", warn_uncertainty=1.01 * highest, stop_uncertainty=1.01 * highest)
     with warnings.catch_warnings():
