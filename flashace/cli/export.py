@@ -24,6 +24,8 @@ def export(model: str, engine: str, output: str | None, dtype: str, march: str) 
     lacking = export_for_lammps(network, target, model, march)
     tried = f"not tried: this processor lacks {', '.join(lacking)}" if lacking else "gives the energies and forces of the plain path"
     console.print(f"{engine}  {target}  {dtype}, {march}, {target.stat().st_size / 1e6:.1f} MB; {tried}", soft_wrap=True)
+    if network.uncertainty is None or network.uncertainty.force_law is None:
+        console.print("without uncertainty of forces: `flashace calibrate` adds it to the model, then export again", soft_wrap=True)
     if not network.free_atoms:
         console.print(NO_FREE_ATOMS, soft_wrap=True)
     console.print(f"in the input: pair_style flashace\n              pair_coeff * * {target} {' '.join(network.symbols)}", soft_wrap=True)

@@ -71,6 +71,7 @@ def test_on_the_command_line(flashace, model_file, tmp_path):
     assert result.exit_code == 0, result.output
     assert "float32, native" in result.output
     assert "gives the energies and forces of the plain path" in result.output
+    assert "without uncertainty of forces: `flashace calibrate` adds it to the model, then export again" in result.output
     assert f"pair_coeff * * {tmp_path / 'small.so'} C Si" in result.output
     assert b"float32" in (tmp_path / "small.so").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["small.so"]

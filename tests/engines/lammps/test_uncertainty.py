@@ -119,6 +119,25 @@ def test_a_tilted_open_box_is_written_as_it_is(uncertain, commands, lammps, tmp_
     np.testing.assert_allclose(frame.arrays["forces_uncertainty"], ase_says(model, frame), rtol=SAME)
 
 
+def test_hybrid_has_it_and_writes_what_the_model_does_not_know_as_x(uncertain, commands, lammps, tmp_path):
+    model, file = uncertain
+    atoms = crystal(0.05)
+    text = commands(atoms, file, READ.format(every=1, flag=0) + "run 0\n", "uncertainty warn 1e-9 dump far.xyz lj/cut 3.0")
+    for right, wrong in {
+        "create_box 2": "create_box 3",
+        "pair_style flashace": "mass 3 40\ncreate_atoms 3 single 1.1 1.2 1.3\npair_style hybrid/overlay flashace",
+        f"* * {file} C Si": f"* * flashace {file} C Si NULL\npair_coeff * 3 lj/cut 0.0 1.0\npair_coeff 1 2 lj/cut 0.0 1.0",
+    }.items():
+        assert right in text
+        text = text.replace(right, wrong)
+    lammps(text, 2)
+    frame, (rows,) = read(tmp_path / "far.xyz"), dumped(tmp_path / "u.dump")
+    assert frame.numbers.tolist() == [*atoms.numbers, 0]
+    expected = [*ase_says(model, atoms), 0]
+    np.testing.assert_allclose(frame.arrays["forces_uncertainty"], expected, rtol=SAME)
+    np.testing.assert_allclose(rows[:, 4], expected, rtol=SAME)
+
+
 def test_a_minimization_stops_too(uncertain, commands, lammps):
     model, file = uncertain
     atoms = crystal(0.05)
