@@ -62,7 +62,8 @@ def test_what_a_user_may_get_wrong(flashace, copper, one_line_error, tmp_path):
     one_line_error(flashace(*copper, "--temperatures", "-3", "-o", "a.extxyz"), "`temperatures`")
     one_line_error(flashace("sample", "cu.extxyz", "--teacher", "nobody", "-o", "a.extxyz"), "nobody")
     one_line_error(flashace("sample", "cu.extxyz", "-o", "a.extxyz"), "teacher: expected emt")
-    one_line_error(flashace("sample", "cu.extxyz", "--teacher", "fractions:Fraction", "-o", "a.extxyz"), "fractions:Fraction")
+    no_teacher = "--teacher", "fractions:Fraction", "--teacher-arg", "colour=3"
+    one_line_error(flashace("sample", "cu.extxyz", *no_teacher, "-o", "a.extxyz"), "fractions:Fraction")
     assert [path.name for path in tmp_path.iterdir()] == ["cu.extxyz"]
 
 

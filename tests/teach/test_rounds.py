@@ -326,7 +326,7 @@ def test_a_student_goes_on_with_the_time_that_it_began_with(monkeypatch, tmp_pat
     monkeypatch.setattr(student, "fit", lambda *arguments, **options: True)
     for goes_on, minutes in ((False, 99.0), (True, 7.0)):
         monkeypatch.setattr(student, "checkpoints_in", lambda folder, there=goes_on: [folder] if there else [])
-        student.learn([tmp_path / "frames.extxyz"], make_config({}), tmp_path / "student", None, 99.0)
+        student.learn([tmp_path / "frames.extxyz"], make_config({}), tmp_path / "student", Console(), 99.0)
         assert prepared.pop().train.max_time == minutes
 
 
