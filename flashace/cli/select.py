@@ -62,6 +62,7 @@ def select(
     if not choice.chosen:
         raise FlashACEError(f"{', '.join(pool)}: expected frames to choose from, got none that differs from --known; name others")
     write_choice(output, choice)
+    console.print(f"pool  {found.frames} frames with {found.atoms} atoms")
     console.print(_table(found, choice))
     _tell(found, choice, num, output)
 
@@ -81,13 +82,7 @@ def _kept(frames: "Iterator[Any]", where: "list[Atoms]") -> "Iterator[Any]":
 def _table(pool: "Pool", choice: "Choice") -> "Table":
     from rich.table import Table
 
-    table = Table(
-        "",
-        "meV",
-        "",
-        title=f"Uncertainty of the energies of {pool.atoms} atoms in {pool.frames} frames, root mean square",
-        title_justify="left",
-    )
+    table = Table("uncertainty of an atom's energy", "meV", "", title="Root mean square over the pool", title_justify="left")
     table.columns[1].justify = table.columns[2].justify = "right"
     number = len(choice.chosen)
     for what, value in (

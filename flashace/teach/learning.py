@@ -161,7 +161,7 @@ def _run(model: Path, structures: Sequence[Atoms], settings: LearnConfig, place:
     threshold = settings.stop or _usual(model)
     seeds = [seed for seed in map(look_at, structures) if not is_alone(seed)]
     rng = np.random.default_rng([settings.seed, number])
-    tasks = []
+    tasks: list[Watched] = []
     for seed in seeds:
         atoms = moves.supercell(seed.atoms, settings.max_atoms) if seed.shape == "crystal" else seed.atoms
         step = timestep(atoms)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import read, write
+from ase.io import write
 from rich.console import Console
 
 from flashace.calculator import FlashACE
@@ -128,7 +128,7 @@ def _look(
         seeds = [seed for seed in map(look_at, structures) if not is_alone(seed)]
         own = _own_frames(model, seeds, settings, place, number, console)
         _label(model, own, settings, place, console)
-    frames = read(held, ":")
+    frames = list(read_extxyz(held))
     forces, energy = errors_of(model, frames)
     aside = place / "labels.failed.extxyz"
     failed = sum(1 for _ in read_extxyz(aside)) if aside.exists() else 0

@@ -20,7 +20,7 @@ def pool(tmp_path):
 def test_what_is_chosen_and_expected_is_said(flashace, run_folder, pool, data_file):
     result = flashace("select", pool, data_file, "--model", run_folder, "-n", 4, "-o", "next.extxyz")
     assert result.exit_code == 0, result.output
-    for said in ("in 20 frames", "expected with these 4 labels", "frames drawn by chance", "frames  next.extxyz"):
+    for said in ("pool  20 frames", "expected with these 4 labels", "frames drawn by chance", "frames  next.extxyz"):
         assert said in result.output
     chosen = read("next.extxyz", ":")
     assert len(chosen) == 4

@@ -168,12 +168,13 @@ def test_a_run_that_is_made_anew_spares_what_is_not_its_own(seed):
     (run / "student").mkdir(parents=True)
     for name in ("distill.yaml", "sampled.journal.extxyz", "notes.txt", "student/model.pt"):
         (run / name).write_text("")
-    command._take(run, True, [bulk("Cu")], sample_config({"teacher": "emt"}, DistillConfig), make_config({}))
+    settings = sample_config({"teacher": "emt"}, DistillConfig)
+    command.take(run, True, [bulk("Cu")], settings, make_config({}), command.OPTIONS, command.LEFT_BY_DISTILL)
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "distill.yaml", "notes.txt", "seeds.extxyz"]
     for seeds, teacher in ((("run/seeds.extxyz",), "emt"), ((seed,), "flashace:run/model.pt"), ((seed,), "flashace:run")):
         with pytest.raises(FlashACEError, match="would delete"):
-            command._spare(run, seeds, teacher)
-    command._spare(run, (seed,), "flashace:elsewhere/model.pt")
+            command.spare(run, seeds, teacher)
+    command.spare(run, (seed,), "flashace:elsewhere/model.pt")
 
 
 def test_a_run_that_goes_on_has_the_same_seeds_to_the_last_digit(flashace, tmp_path, monkeypatch):
