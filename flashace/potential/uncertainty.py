@@ -130,8 +130,10 @@ class Uncertainty(nn.Module):
             F[_triangle(num_features)] = tensors[name]
             parts[name] = Rigidity(F + F.tril(-1).T, **described[name])
         law = ForceLaw(**described["forces"]) if "forces" in described else None
-        rest = {"left_out": described.get("left_out", 0), "largest_mean": described.get("largest_mean")}
-        return cls(**parts, frames=described["frames"], largest=described["largest"], force_law=law, **rest)
+        energy, atoms = parts["energy"], parts["atoms"]
+        return cls(
+            energy, atoms, described["frames"], described["largest"], described.get("left_out", 0), law, described.get("largest_mean")
+        )
 
 
 def calibrate(
