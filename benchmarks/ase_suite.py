@@ -12,7 +12,7 @@ from ase.calculators import emt
 
 from flashace import FlashACE
 
-WARNINGS = "CoordinationWarning", "FreeAtomsWarning", "PrecisionWarning", "ShortDistanceWarning"
+WARNINGS = "CoordinationWarning", "FreeAtomsWarning", "PrecisionWarning", "ShortDistanceWarning", "UnfamiliarWarning"
 
 
 def main() -> None:

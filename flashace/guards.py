@@ -1,7 +1,8 @@
 """A structure and what a model says of it in; warnings and errors out, where nobody should rely on that."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from ase.data import chemical_symbols
 
-from flashace.errors import CoordinationWarning, PrecisionWarning, ShortDistanceWarning, UncertaintyWarning, UnfamiliarWarning
+from flashace.errors import (
+    CoordinationWarning,
+    FreeAtomsWarning,
+    PrecisionWarning,
+    ShortDistanceWarning,
+    UncertaintyWarning,
+    UnfamiliarWarning,
+)
 from flashace.potential.model import AttentionACE
 from flashace.structure.coordination import count_neighbours
 from flashace.structure.differences import tiny_step
@@ -19,6 +27,15 @@ from flashace.structure.graph import Graph
 CLEARLY_SHORTER = 0.95  # of the shortest distance in training; a shade below it is no news, and the one warning would be spent on it
 UNLIKE = 3.0  # times what the mean atom of any frame in the calibration had; ordinary frames reach 2
 ENERGY = {"energy", "free_energy"}
+
+
+@contextmanager
+def on_purpose() -> Iterator[None]:
+    """Where somebody leaves the data on purpose, nobody is warned of it."""
+    with warnings.catch_warnings():
+        for known in (ShortDistanceWarning, CoordinationWarning, FreeAtomsWarning, UnfamiliarWarning):
+            warnings.simplefilter("ignore", known)
+        yield
 
 
 class Guards:

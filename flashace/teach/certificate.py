@@ -3,7 +3,6 @@
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,9 +16,10 @@ from rich.table import Table
 
 from flashace.calculator import FlashACE, choose_dtype
 from flashace.data.frames import Labelled
-from flashace.errors import CoordinationWarning, FlashACEError, FreeAtomsWarning, ShortDistanceWarning, UnfamiliarWarning
+from flashace.errors import FlashACEError
 from flashace.evaluate.metrics import ErrorTable
 from flashace.files import whole_file
+from flashace.guards import on_purpose
 from flashace.potential.model_file import load_model, read_header, save_model
 from flashace.teach.limited import Limited
 from flashace.teach.pictures import draw
@@ -281,9 +281,7 @@ def _property_rows(key: str, measure: Property, subject: Subject, folder: str | 
     formula = subject.atoms.get_chemical_formula()
     what = f"{key.replace('_', ' ')}, {formula}"
     try:
-        with warnings.catch_warnings():
-            for known in (ShortDistanceWarning, CoordinationWarning, FreeAtomsWarning, UnfamiliarWarning):
-                warnings.simplefilter("ignore", known)  # laws and scans leave the data on purpose
+        with on_purpose():  # laws and scans leave the data
             found: Measured = measure(subject)
     except DoesNotApply:
         return []

@@ -7,6 +7,7 @@ from ase.calculators.calculator import CalculationFailed, Calculator
 
 from flashace.calculator import FlashACE
 from flashace.errors import FlashACEError
+from flashace.guards import on_purpose
 from flashace.teach.sampling.trajectory import Trajectory
 from flashace.teach.task import labelled
 
@@ -30,7 +31,8 @@ class Watched(Trajectory):
         except CalculationFailed as error:
             calculator.set(stop_uncertainty=None)
             try:
-                frames.append(labelled(atoms, calculator, config_type=self.kind))
+                with on_purpose():  # the reason is told with the frame
+                    frames.append(labelled(atoms, calculator, config_type=self.kind))
             except CalculationFailed:  # not even finite
                 if not frames:
                     raise
