@@ -1,6 +1,7 @@
 """`flashace distill` and `flashace fit --teacher`: from a seed to a checked model, with EMT as teacher and a student that learns little."""
 
 import csv
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -306,8 +307,13 @@ def test_fit_says_what_contradicts_a_teacher(flashace, data, arguments, said):
 
 def test_a_lesson_that_goes_on_has_what_is_left_of_its_time(flashace, data, monkeypatch):
     asked = []
+
+    def learn(frames, like, place, console, minutes):
+        asked.append(minutes)
+        time.sleep(0.2)  # the file has tenths of a second
+
     monkeypatch.setattr("flashace.teach.before_fit.sample", lambda structures, settings, frames, console: frames.write_text(""))
-    monkeypatch.setattr("flashace.teach.before_fit.learn", lambda frames, like, place, console, minutes: asked.append(minutes))
+    monkeypatch.setattr("flashace.teach.before_fit.learn", learn)
     assert flashace("fit", data, *FEW, *TINY, "--max-time", 1000, "--output", "a run").exit_code == 130
     assert asked.pop() == pytest.approx(0.75 * 1000, abs=10)
     Path("a run/teacher/seconds").write_text(f"{60 * 600:15.1f}\n")
