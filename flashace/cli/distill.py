@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from flashace.teach.certificate import Certificate
-    from flashace.teach.config import DistillConfig, SampleConfig
+    from flashace.teach.config import Config, DistillConfig, SampleConfig
     from flashace.teach.rounds import Round
     from flashace.train.config import FitConfig
 
@@ -46,13 +46,15 @@ def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags
     """
     from flashace.teach import rounds as stages
     from flashace.teach.budget import with_number
+    from flashace.teach.config import DistillConfig
     from flashace.train.lock import locked
 
     with ExitStack() as locks:
         if resume is not None:
             folder = Path(resume)
             locks.enter_context(locked(folder, tell=console.print))
-            structures, settings, like = _asked_before(folder, (*seeds, *(["--overwrite"] if overwrite else [])), flags)
+            given = (*seeds, *(["--overwrite"] if overwrite else []))
+            structures, settings, like = asked_before(folder, given, flags, OPTIONS, DistillConfig)
         else:
             structures, settings, like = _asked(seeds, flags)
             with nothing_written():
@@ -108,17 +110,20 @@ def bounds_of(settings: "DistillConfig") -> dict[str, float]:
     return bounds
 
 
-def _asked_before(folder: Path, seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms], DistillConfig, FitConfig]":
-    from flashace.teach.config import DistillConfig, read_options
+def asked_before(
+    folder: Path, seeds: tuple[str, ...], flags: dict[str, Any], options: str, kind: "type[Config]"
+) -> "tuple[list[Atoms], Config, FitConfig]":
+    """With what the run in `folder` began; its file of `options` has a `kind`. Raises FlashACEError without one, and where more is said."""
+    from flashace.teach.config import read_options
     from flashace.train.config import load_config
 
     given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None and value != ()]
     if seeds or given:
         raise FlashACEError(f"--resume: expected nothing beside it, got {', '.join([*seeds, *given])}; a run goes on with what it has")
-    if not (folder / OPTIONS).exists():
-        raise FlashACEError(f"--resume {folder}: expected the run folder of a `flashace distill`, found no {OPTIONS} in it; name another")
-    settings = read_options(folder / OPTIONS, DistillConfig)
-    return seeds_of(folder), settings, load_config(folder / "config.yaml", {})
+    if not (folder / options).exists():
+        command = f"flashace {Path(options).stem}"
+        raise FlashACEError(f"--resume {folder}: expected the run folder of a `{command}`, found no {options} in it; name another")
+    return seeds_of(folder), read_options(folder / options, kind), load_config(folder / "config.yaml", {})
 
 
 def seeds_of(folder: Path) -> "list[Atoms]":

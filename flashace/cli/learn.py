@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashace.cli.distill import OF_THE_STUDENT as OF_A_STUDENT
-from flashace.cli.distill import seeds_of, spare, take
+from flashace.cli.distill import asked_before, seeds_of, spare, take
 from flashace.cli.fields import OF_A_FIT, WithFields
 from flashace.cli.run_folder import OF_LEARN as OPTIONS
 from flashace.cli.run_folder import default_folder
@@ -45,6 +45,7 @@ def learn(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags: 
 
     Exit status 0 where a whole run stayed sure, 1 where the rounds were used up before, 3 where it waits for labels.
     """
+    from flashace.teach.config import LearnConfig
     from flashace.teach.learning import FILES, labels_of_seeds, learn_by_doing
     from flashace.train.lock import locked
 
@@ -52,7 +53,8 @@ def learn(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags: 
         if resume is not None:
             folder = Path(resume)
             locks.enter_context(locked(folder, tell=console.print))
-            structures, settings, like = _asked_before(folder, (*seeds, *(["--overwrite"] if overwrite else [])), flags)
+            given = (*seeds, *(["--overwrite"] if overwrite else []))
+            structures, settings, like = asked_before(folder, given, flags, OPTIONS, LearnConfig)
         else:
             structures, settings, like = _asked(seeds, flags)
             folder = default_folder(seeds[0], overwrite, locks) if settings.output is None else Path(settings.output)
@@ -98,18 +100,6 @@ def _asked(seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms],
     found = [atoms for atoms, _ in structures(seeds)]
     tell_charges(found)
     return found, settings, make_config(student)
-
-
-def _asked_before(folder: Path, seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms], LearnConfig, FitConfig]":
-    from flashace.teach.config import LearnConfig, read_options
-    from flashace.train.config import load_config
-
-    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None and value != ()]
-    if seeds or given:
-        raise FlashACEError(f"--resume: expected nothing beside it, got {', '.join([*seeds, *given])}; a run goes on with what it has")
-    if not (folder / OPTIONS).exists():
-        raise FlashACEError(f"--resume {folder}: expected the run folder of a `flashace learn`, found no {OPTIONS} in it; name another")
-    return seeds_of(folder), read_options(folder / OPTIONS, LearnConfig), load_config(folder / "config.yaml", {})
 
 
 def _end(outcome: "Outcome | None", folder: Path, go_on: str) -> None:
