@@ -7,6 +7,7 @@ import numpy as np
 
 SPARE = 0.2  # neighbours beyond the range of the training data that are no news
 SPARE_SHARE = 0.05  # the same as a part of the number at the end of the range, where that is more
+MADE_UP = 0.5  # of what an atom has of one element beyond the middle of the range; a smaller change of all its neighbours is another order
 
 
 def count_neighbours(
@@ -54,13 +55,17 @@ class Coordination:
     def far_outside(self, numbers: np.ndarray, species: np.ndarray) -> np.ndarray:
         """[A]: those atoms, of N with `numbers` [N, S] of neighbours, that are far outside the range, the farthest first.
 
-        Far is more than 0.2 neighbours and more than 5 %. An atom without any neighbour is none of them: it has its reference energy.
+        Far is more than 0.2 neighbours and more than 5 %; where neighbours of other elements make up for it, so that the order is new and
+        the number is not, also more than the width of the range: an alloy has more orders than a few frames show. An atom without any
+        neighbour is none of them: it has its reference energy.
         """
         outside = (numbers < self._low[species]) | (numbers > self._high[species])
         if not outside.any():
             return np.empty(0, dtype=int)
         atoms = np.flatnonzero(outside.any(axis=1) & numbers.any(axis=1))
-        return atoms[np.argsort(-self._excess(numbers[atoms], species[atoms]).max(axis=1), kind="stable")]
+        excess = self._excess(numbers[atoms], species[atoms]).max(axis=1)
+        order = np.argsort(-excess, kind="stable")
+        return atoms[order[excess[order] > 1]]
 
     def farthest(self, atom: int, numbers: np.ndarray, species: int) -> Outside:
         """In which of its `numbers` [S] of neighbours this atom of `species` is farthest outside."""
@@ -70,4 +75,6 @@ class Coordination:
     def _excess(self, numbers: np.ndarray, species: np.ndarray) -> np.ndarray:
         """[N, S]: how far outside the range, in units of what is no news."""
         least, most, low, high = (table[species] for table in (self.least, self.most, self._low, self._high))
-        return np.maximum((least - numbers) / (least - low), (numbers - most) / (high - most))
+        moved = numbers - (least + most) / 2
+        reordered = np.where(moved * moved.sum(axis=1, keepdims=True) < MADE_UP * moved**2, most - least, 0.0)
+        return np.maximum((least - numbers) / np.maximum(least - low, reordered), (numbers - most) / np.maximum(high - most, reordered))

@@ -17,7 +17,7 @@ from flashace.data.statistics import neighbour_statistics
 from flashace.evaluate.calibrate import estimate_uncertainty
 from flashace.nn.radial import polynomial_envelope
 from flashace.potential.model_file import load_model, read_header, save_model
-from flashace.structure.coordination import SPARE, SPARE_SHARE, Coordination, count_neighbours
+from flashace.structure.coordination import MADE_UP, SPARE, SPARE_SHARE, Coordination, count_neighbours
 from flashace.structure.neighbors import build_graph
 
 R_MAX, EXPONENT = 4.0, 6  # of the models of these tests
@@ -88,6 +88,42 @@ def test_far_is_more_than_a_fifth_of_a_neighbour_and_five_percent():
     many = np.array([[0.0, 1.5], [0.0, 2.5], [0.0, 0.4]])
     assert known.far_outside(many, np.zeros(3, dtype=int)).tolist() == [2, 0]
     assert known.farthest(2, many[2], 0) == (2, 1, 0.4, 2.0, 3.0)
+
+
+def test_what_other_neighbours_make_up_for_may_leave_the_range_by_its_width():
+    known = Coordination({"C-C": (4.0, 6.0), "C-Si": (5.0, 7.0), "Si-C": (0.0, 9.0), "Si-Si": (0.0, 9.0)}, ["C", "Si"])
+    assert MADE_UP == 0.5
+    for numbers, is_far in (
+        ((7.9, 4.1), False),  # three of silicon are carbon now
+        ((8.1, 3.9), True),  # by more than the width
+        ((7.9, 4.9), True),  # one and a half more than the middle of all: more than half of what carbon has
+        ((7.9, 4.5), False),
+        ((3.1, 4.1), True),  # fewer of both
+        ((6.4, 7.2), True),
+    ):
+        assert known.far_outside(np.array([numbers]), np.array([0])).tolist() == [0] * is_far, numbers
+
+
+def an_alloy(seed, rattle=0.05):
+    atoms = bulk("C", "fcc", a=3.4, cubic=True).repeat(2)
+    atoms.symbols = np.random.default_rng(seed).permutation(["C"] * 16 + ["Si"] * 16)
+    atoms.rattle(rattle, seed=seed)
+    return atoms
+
+
+def test_a_new_order_is_no_news_and_its_surface_is():
+    frames = [an_alloy(seed % 5, 0.03 + 0.005 * seed) for seed in range(10)]
+    known = Coordination(ranges(frames), ("C", "Si"))
+
+    def far(atoms):
+        return len(known.far_outside(counted(atoms), atoms.numbers // 10))
+
+    orders = [an_alloy(seed) for seed in range(100, 300)]
+    assert not any(far(atoms) for atoms in orders)
+    assert any(((counted(a) < known.least[a.numbers // 10] - 0.5) | (counted(a) > known.most[a.numbers // 10] + 0.5)).any() for a in orders)
+    for atoms in orders[:20]:
+        atoms.cell[2, 2] += 10.0
+        assert far(atoms)
 
 
 WRONG = {

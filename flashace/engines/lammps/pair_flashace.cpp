@@ -69,7 +69,7 @@ constexpr Element ELEMENTS[] = {
   {"Og", 294.214}};
 // clang-format on
 
-constexpr double CLEARLY_SHORTER = 0.95, SPARE = 0.2, SPARE_SHARE = 0.05;    // as in guards.py and coordination.py
+constexpr double CLEARLY_SHORTER = 0.95, SPARE = 0.2, SPARE_SHARE = 0.05, MADE_UP = 0.5;    // as in guards.py and coordination.py
 constexpr int BLOCK = 64;    // centres whose neighbours are in memory at a time
 constexpr double NEVER = std::numeric_limits<double>::infinity();
 
@@ -559,9 +559,15 @@ void PairFlashACE::watch(int start, int n)
                                      atom->tag[centres[start + k]], symbols[own], atom->tag[atoms[e]], symbols[other], r,
                                      model->shortest[own * S + other]);
     }
-    for (int64_t other = 0; numbers && news[COORDINATION].empty() && first[k] < first[k + 1] && other < S; other++) {
-      const double least = model->coordination[2 * (own * S + other)], most = model->coordination[2 * (own * S + other) + 1];
-      if (counted[other] < least - std::max(SPARE, SPARE_SHARE * least) || counted[other] > most + std::max(SPARE, SPARE_SHARE * most))
+    if (!numbers || first[k] == first[k + 1]) continue;
+    const double *range = model->coordination + 2 * own * S;
+    double moved = 0.0;    // of all elements, beyond the middle of their ranges
+    for (int64_t other = 0; other < S; other++) moved += counted[other] - 0.5 * (range[2 * other] + range[2 * other + 1]);
+    for (int64_t other = 0; news[COORDINATION].empty() && other < S; other++) {
+      const double least = range[2 * other], most = range[2 * other + 1], of_this = counted[other] - 0.5 * (least + most);
+      const double reordered = of_this * moved < MADE_UP * of_this * of_this ? most - least : 0.0;
+      if (least - counted[other] > std::max({SPARE, SPARE_SHARE * least, reordered}) ||
+          counted[other] - most > std::max({SPARE, SPARE_SHARE * most, reordered}))
         news[COORDINATION] = fmt::format("atom {} ({}) has {:.2f} neighbors {}, counted by the envelope, and {:.2f} to {:.2f} in training",
                                          atom->tag[centres[start + k]], symbols[own], counted[other], symbols[other], least, most);
     }

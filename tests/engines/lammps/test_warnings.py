@@ -1,5 +1,6 @@
 """What training did not have is said once per run, by one of the processes."""
 
+import numpy as np
 import pytest
 import torch
 from ase import Atoms
@@ -17,18 +18,36 @@ def crystal(seed=0):
     return atoms
 
 
+def alloy(seed=0):
+    """Atoms in another order for each seed."""
+    atoms = bulk("C", "fcc", a=3.4, cubic=True).repeat(2)
+    atoms.symbols = np.random.default_rng(seed).permutation(["C"] * 16 + ["Si"] * 16)
+    return atoms
+
+
 @pytest.fixture(scope="module")
-def of_crystals(make_model, tmp_path_factory):
+def exported_for(make_model, tmp_path_factory):
+    """Structures in; a model for LAMMPS that was fitted to such, and the range of its neighbours, out."""
+
+    def export(structures, **distances):
+        model = make_model(torch.float64, shortest_distances=distances or None, num_layers=1, correlation=1)
+        graphs = [build_graph(atoms, model.config.r_max) for atoms in structures]
+        c = model.config
+        model.coordination = Coordination(
+            neighbour_statistics(graphs, model.symbols, c.r_max, c.envelope_exponent, {}, {}).coordination, model.symbols
+        )
+        path = tmp_path_factory.mktemp("exported") / "model.so"
+        assert export_for_lammps(model, path, "such") == []
+        return path, model.coordination
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def of_crystals(exported_for):
     """A model of crystals of SiC for LAMMPS, and the range of its neighbours."""
-    model = make_model(torch.float64, shortest_distances={"C-Si": 1.7, "C-C": 2.7, "Si-Si": 2.7}, num_layers=1, correlation=1)
-    graphs = [build_graph(crystal(seed), model.config.r_max) for seed in range(20)]
-    c = model.config
-    model.coordination = Coordination(
-        neighbour_statistics(graphs, model.symbols, c.r_max, c.envelope_exponent, {}, {}).coordination, model.symbols
-    )
-    path = tmp_path_factory.mktemp("crystals") / "model.so"
-    assert export_for_lammps(model, path, "crystals") == []
-    return path, model.coordination.of_pairs
+    path, known = exported_for([crystal(seed) for seed in range(20)], **{"C-Si": 1.7, "C-C": 2.7, "Si-Si": 2.7})
+    return path, known.of_pairs
 
 
 def slab() -> Atoms:
@@ -55,6 +74,16 @@ def test_once_per_run_and_only_where_it_is_true(of_crystals, commands, lammps, r
     assert all("counted by the envelope, and" in message and " in training. Energies and forces" in message for message in said[1])
     assert any(f"{least:.2f} to {most:.2f} in training" in said[1][0] for least, most in known.values())
     assert sum("A apart, and no such pair closer than 1.700 A in training" in message for message in said[2]) == 2
+
+
+def test_another_order_of_the_same_neighbours_is_no_news(exported_for, commands, lammps):
+    """As for the calculator: `tests/structure/test_coordination.py`."""
+    path, known = exported_for([alloy(seed) for seed in range(5)])
+    ordered, surface = alloy(7), alloy(7)
+    surface.cell[2, 2] += 10.0
+    said = lammps(commands(ordered, path, "run 0\n") + commands(surface, path, "run 0\n")).stdout
+    assert said.count("WARNING: pair_style flashace: atom") == 1
+    assert any(f"{least:.2f} to {most:.2f} in training" in " ".join(said.split()) for least, most in known.of_pairs.values())
 
 
 def test_a_model_that_does_not_tell_is_not_guarded(exported, commands, lammps):
