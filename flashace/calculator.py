@@ -343,13 +343,12 @@ class FlashACE(Calculator):
         check_finite(results, graph)
         uncertainty = None
         if self.model.uncertainty is not None and prediction.features is not None:
-            features = prediction.features.double()  # once for all that follows
-            whole, each = self.model.uncertainty(features)
+            whole, each = self.model.uncertainty(prediction.features)
             law = self.model.uncertainty.force_law
             uncertainty = EnergyUncertainty(whole.item(), each.cpu().numpy(), None if law is None else law(each).cpu().numpy())
             self.guards.certain(uncertainty.energies, self.parameters)  # first: it names the atoms
             stops = self.parameters["stop_uncertainty"] is not None
-            self.guards.familiar(self.model.uncertainty.mean(features), self.model.uncertainty.largest_mean, stops)
+            self.guards.familiar(self.model.uncertainty.mean(prediction.features), self.model.uncertainty.largest_mean, stops)
         return Evaluation(results, uncertainty, spread(prediction) if self.members else None)
 
     def _predict(self, graph: Graph) -> Prediction:

@@ -39,8 +39,8 @@ class Rigidity(nn.Module):
         self.register_buffer("whitening", self.alpha * _whitening(self.covariance, self.ridge), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """In float64. Zero where the features are: the energy of an atom alone does not depend on the weights."""
-        return (features.double() @ self.whitening).norm(dim=-1)
+        """As float64. Zero where the features are: the energy of an atom alone does not depend on the weights."""
+        return (features @ self.whitening.to(features.dtype)).norm(dim=-1).double()  # float32 is twice as fast, and no worse than its features
 
 
 @dataclass(frozen=True)
