@@ -66,10 +66,13 @@ def export_for_lammps(model: AttentionACE, output: str | Path, origin: str, marc
             "NUM_ELEMENTS": str(len(model.symbols)),
             "ENVELOPE_EXPONENT": str(model.config.envelope_exponent),
             "SHORTEST": _array(None if model.shortest_distances is None else model.shortest.flatten().tolist()),
+            "LARGEST_MEAN": "0",
             "COORDINATION": _array(None if known is None else [end for ends in known.of_pairs.values() for end in ends]),
         }
         if model.uncertainty is not None and (law := model.uncertainty.force_law) is not None:
-            whitening = law.scale ** (1 / law.exponent) * model.uncertainty.atoms.whitening
+            scale = law.scale ** (1 / law.exponent)
+            whitening = scale * model.uncertainty.atoms.whitening
+            numbers["LARGEST_MEAN"] = (scale * (model.uncertainty.largest_mean or 0.0)).hex()
             uncertainty_file.write_bytes(kernel.features_alone.numpy().tobytes() + _triangle(whitening, model.dtype))
             texts["UNCERTAINTY_FILE"], numbers["EXPONENT"] = str(uncertainty_file), law.exponent.hex()
         defined = {**{name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}, **numbers}

@@ -69,7 +69,8 @@ constexpr Element ELEMENTS[] = {
   {"Og", 294.214}};
 // clang-format on
 
-constexpr double CLEARLY_SHORTER = 0.95, SPARE = 0.2, SPARE_SHARE = 0.05, MADE_UP = 0.5;    // as in guards.py and coordination.py
+constexpr double CLEARLY_SHORTER = 0.95, UNLIKE = 3.0;    // as in guards.py
+constexpr double SPARE = 0.2, SPARE_SHARE = 0.05, MADE_UP = 0.5;    // as in coordination.py
 constexpr int BLOCK = 64;    // centres whose neighbours are in memory at a time
 constexpr double NEVER = std::numeric_limits<double>::infinity();
 
@@ -99,12 +100,13 @@ class PairFlashACE : public Pair {
   void watch(int start, int n);
   void tell();
   void share(std::string &text, int rank);
+  void look_at_the_mean();
   bool is_due();
   void append();
   void try_file();
   double threshold(const std::string &name, const char *value);
 
-  enum { DISTANCE, COORDINATION, UNCERTAINTY, NUM_NEWS };
+  enum { DISTANCE, COORDINATION, UNFAMILIAR, UNCERTAINTY, NUM_NEWS };
   std::string news[NUM_NEWS];    // what training did not have, as found first by this process
   bool reported[NUM_NEWS] = {};    // in this run; the same on all processes
   std::vector<double> counted;     // neighbours of each element
@@ -133,6 +135,7 @@ class PairFlashACE : public Pair {
   std::vector<double> uncertain;    // [nmax] eV/A
   std::vector<double> features;     // memory for those of a block, whatever their precision
   int most_uncertain = 0;    // local index
+  std::vector<double> sums;    // of all centres of this process, and their number
 };
 
 // Calls `judge` where an evaluation counts: fix gcmc and its like ask for energies of configurations that they only try.
@@ -399,6 +402,7 @@ void PairFlashACE::compute(int eflag, int vflag)
     features.resize((BLOCK * model->feature_bytes + 7) / 8);
     uncertain.assign(std::max(atom->nmax, 1), 0.0);
     most_uncertain = 0;
+    sums.assign(model->num_sums + 1, 0.0);
   }
   if (judged)
     for (auto &each : news) each.clear();    // what was found while a fix tried something counts for nothing
@@ -420,7 +424,8 @@ void PairFlashACE::compute(int eflag, int vflag)
                     g.data(), wanted ? features.data() : nullptr);
     if (wanted) {
       double found[BLOCK];
-      model->uncertainty(n, first.data(), species.data(), features.data(), found);
+      model->uncertainty(n, first.data(), species.data(), features.data(), found, sums.data());
+      sums.back() += n;
       for (int k = 0; k < n; k++) {
         const int i = centres[start + k];
         uncertain[i] = std::isfinite(found[k]) ? found[k] : std::numeric_limits<double>::max();
@@ -583,11 +588,15 @@ void PairFlashACE::tell()
     int rank;
   } mine[NUM_NEWS], most[NUM_NEWS];
   if (!judged && reported[DISTANCE] && reported[COORDINATION]) return;
+  if (judged) look_at_the_mean();
   for (int k = 0; k < NUM_NEWS; k++) mine[k] = {!news[k].empty() && !reported[k] ? 1.0 : 0.0, comm->me};
   mine[UNCERTAINTY].value = judged ? uncertain[most_uncertain] : 0.0;
   MPI_Allreduce(mine, most, NUM_NEWS, MPI_DOUBLE_INT, MPI_MAXLOC, world);
   const bool is_uncertain = most[UNCERTAINTY].value > std::min(warn, stop), too_uncertain = most[UNCERTAINTY].value > stop;
-  const int reason = too_uncertain ? UNCERTAINTY : most[COORDINATION].value > 0 && stop < NEVER ? COORDINATION : NUM_NEWS;
+  int reason = NUM_NEWS;    // to stop
+  for (int k = COORDINATION; k < UNCERTAINTY; k++)
+    if (most[k].value > 0 && stop < NEVER) reason = k;
+  if (too_uncertain) reason = UNCERTAINTY;
   if (is_uncertain && comm->me == most[UNCERTAINTY].rank) {
     const int i = most_uncertain;
     news[UNCERTAINTY] = fmt::format("at step {} the force on atom {} ({}) is uncertain by {:.3g} eV/A, which is more than {:g}", update->ntimestep,
@@ -601,12 +610,23 @@ void PairFlashACE::tell()
       error->warning(FLERR, "pair_style flashace: {}. Energies and forces are a guess here: look whether the atoms are meant to be like this, "
                      "or add such frames to the training data (said once per run)", news[k]);
   }
-  const bool written = judged && (is_uncertain || most[DISTANCE].value > 0 || most[COORDINATION].value > 0) && (reason < NUM_NEWS || is_due());
+  const bool written = judged && (is_uncertain || most[DISTANCE].value + most[COORDINATION].value + most[UNFAMILIAR].value > 0) && (reason < NUM_NEWS || is_due());
   if (written) append();
   if (reason < NUM_NEWS)
     error->all(FLERR, "pair_style flashace uncertainty stop: {}. The atoms are unlike those that the model was fitted to: {}", news[reason],
                file.empty() ? "label this configuration and add it to the data" : "label this configuration, the last in " + file +
                ", and add it to the data");
+}
+
+// Whether the structure is unlike the training as a whole, by its mean atom: the same on all processes.
+void PairFlashACE::look_at_the_mean()
+{
+  if (model->largest_mean == 0 || reported[UNFAMILIAR]) return;
+  MPI_Allreduce(MPI_IN_PLACE, sums.data(), sums.size(), MPI_DOUBLE, MPI_SUM, world);
+  const double times = std::sqrt(std::inner_product(sums.begin(), sums.end() - 1, sums.begin(), 0.0)) / sums.back() / model->largest_mean;
+  if (times > UNLIKE)
+    news[UNFAMILIAR] = fmt::format("at step {} the structure is unlike the training as a whole: its mean atom is {:.1f} times as uncertain as in "
+                                   "any frame of the calibration ({:g} times is far)", update->ntimestep, times, UNLIKE);
 }
 
 void PairFlashACE::judge()

@@ -107,6 +107,26 @@ def test_warns_once_stops_all_and_writes_what_ase_reads(uncertain, commands, lam
     np.testing.assert_allclose(found[0].positions, atoms.get_positions(wrap=True), atol=1e-12)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_structure_that_is_unlike_the_training_as_a_whole(uncertain, commands, lammps, tmp_path, ranks):
+    """As the calculator has it, to all digits that it tells: the same number of times."""
+    model = copy.copy(uncertain[0])
+    known, atoms = model.uncertainty, crystal(0.02)
+    features = FlashACE(model, dtype="float64", kernel="plain").model.with_features(build_graph(atoms, model.config.r_max))[1]
+    for times in (2.9, 3.1):
+        model.uncertainty = Uncertainty(known.energy, known.atoms, 6, 1.0, 0, known.force_law, known.mean(features) / times)
+        export_for_lammps(model, tmp_path / f"{times}.so", "mean")
+    text = commands(atoms, tmp_path / "2.9.so", "run 0\n", "uncertainty stop 1e9")
+    text += commands(atoms, tmp_path / "3.1.so", "run 0\n", "uncertainty warn 1e9 dump far.xyz")
+    text += commands(atoms, tmp_path / "3.1.so", "run 0\n", "uncertainty stop 1e9")
+    done = said(lammps(text, ranks, ok=False))
+    unlike = "at step 0 the structure is unlike the training as a whole: its mean atom is 3.1 times as uncertain as in any frame"
+    assert done.count("unlike the training as a whole") == 2
+    assert f"WARNING: pair_style flashace: {unlike}" in done
+    assert f"ERROR: pair_style flashace uncertainty stop: {unlike}" in done
+    np.testing.assert_allclose(read(tmp_path / "far.xyz").positions, atoms.get_positions(wrap=True), atol=1e-12)
+
+
 def test_a_tilted_open_box_is_written_as_it_is(uncertain, commands, lammps, tmp_path):
     model, file = uncertain
     atoms = crystal(0.3)
@@ -186,7 +206,7 @@ def test_files_without_it_say_so_only_where_it_is_asked_for(exported, uncertain,
     """A model that has none, a file of the version before there was any, and a model whose calibration knew no forces."""
     for name in ("model.c", "model.h"):
         text = export.MODEL_C.with_name(name).read_text()
-        text = text.replace("FLASHACE_ABI 3", "FLASHACE_ABI 2").replace(", FEATURE_BYTES, uncertainty}", "}")
+        text = re.sub(r"(?s), FEATURE_BYTES, SUMS,.*?}", "}", text.replace("FLASHACE_ABI 3", "FLASHACE_ABI 2"))
         (tmp_path / name).write_text(re.sub(r"(?s)    int64_t feature_bytes;.*?\n}", "}", text))
     assert "feature_bytes" not in (tmp_path / "model.h").read_text()
     monkeypatch.setattr(export, "MODEL_C", tmp_path / "model.c")
