@@ -17,8 +17,8 @@ enum { SUMS = (FEATURES + ROWS - 1) / ROWS * ROWS };
 
 /* first [centres + 1], species, and features [centres, FEATURES] that `evaluate` gave -> found [centres] eV/A, how
    uncertain the forces are: |R (features - those of the same atom alone)| ^ EXPONENT; the vectors in it are added to
-   sums [SUMS]. What export.py writes is the features of atoms alone [elements, FEATURES], and R, an upper triangle: ROWS rows at a time, all from the diagonal
-   of the first of them on, the numbers of a column side by side. */
+   sums [SUMS]. What export.py writes is the features of atoms alone [elements, FEATURES], and R, an upper triangle:
+   ROWS rows at a time, all from the diagonal of the first of them on, the numbers of a column side by side. */
 static void uncertainty(int64_t centres, const int64_t *first, const int64_t *species, const void *features,
                         double *found, double *sums) {
     vec x[FEATURES];

@@ -593,10 +593,9 @@ void PairFlashACE::tell()
   mine[UNCERTAINTY].value = judged ? uncertain[most_uncertain] : 0.0;
   MPI_Allreduce(mine, most, NUM_NEWS, MPI_DOUBLE_INT, MPI_MAXLOC, world);
   const bool is_uncertain = most[UNCERTAINTY].value > std::min(warn, stop), too_uncertain = most[UNCERTAINTY].value > stop;
-  int reason = NUM_NEWS;    // to stop
-  for (int k = COORDINATION; k < UNCERTAINTY; k++)
-    if (most[k].value > 0 && stop < NEVER) reason = k;
-  if (too_uncertain) reason = UNCERTAINTY;
+  int reason = too_uncertain ? UNCERTAINTY : NUM_NEWS;    // to stop
+  for (const int k : {COORDINATION, UNFAMILIAR})
+    if (reason == NUM_NEWS && most[k].value > 0 && stop < NEVER) reason = k;
   if (is_uncertain && comm->me == most[UNCERTAINTY].rank) {
     const int i = most_uncertain;
     news[UNCERTAINTY] = fmt::format("at step {} the force on atom {} ({}) is uncertain by {:.3g} eV/A, which is more than {:g}", update->ntimestep,
@@ -610,7 +609,8 @@ void PairFlashACE::tell()
       error->warning(FLERR, "pair_style flashace: {}. Energies and forces are a guess here: look whether the atoms are meant to be like this, "
                      "or add such frames to the training data (said once per run)", news[k]);
   }
-  const bool written = judged && (is_uncertain || most[DISTANCE].value + most[COORDINATION].value + most[UNFAMILIAR].value > 0) && (reason < NUM_NEWS || is_due());
+  const bool outside = most[DISTANCE].value + most[COORDINATION].value + most[UNFAMILIAR].value > 0;
+  const bool written = judged && (is_uncertain || outside) && (reason < NUM_NEWS || is_due());
   if (written) append();
   if (reason < NUM_NEWS)
     error->all(FLERR, "pair_style flashace uncertainty stop: {}. The atoms are unlike those that the model was fitted to: {}", news[reason],
