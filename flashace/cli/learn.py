@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 OF_THE_STUDENT = (*OF_A_STUDENT, "epochs")
 LEFT_BY_LEARN = ("seeds.extxyz", "config.yaml", "round-*", "rounds.csv", "model.pt", "*.partial", OPTIONS)
 OF_LEARN = (
-    "teacher", "teacher_arg", "num", "temperatures", "time", "stop", "rounds", "max_force", "max_atoms", "workers", "timeout", "seed",
-    "output",
+    "teacher", "teacher_arg", "num", "temperatures", "pressures", "time", "stop", "rounds", "max_force", "max_atoms", "workers", "timeout",
+    "seed", "output",
 )  # fmt: skip
 WAITS = 3  # exit status
 

@@ -40,7 +40,9 @@ class Rigidity(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """As float64. Zero where the features are: the energy of an atom alone does not depend on the weights."""
-        return (features @ self.whitening.to(features.dtype)).norm(dim=-1).double()  # float32 is twice as fast, and no worse than its features
+        return (
+            (features @ self.whitening.to(features.dtype)).norm(dim=-1).double()
+        )  # float32 is twice as fast, and no worse than its features
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,10 @@ class LearnConfig(SampleConfig):
     num: int | None = Field(None, ge=1, description="labels to buy in a round, at most; 10 where not given")
     output: str | None = Field(None, description="run folder; runs/<name of the seeds>, numbered from the second on, where not given")
     temperatures: tuple[float, ...] = Field((), description="of the dynamics, in K, as often as needed")
-    time: float = Field(2.0, gt=0, description="ps: length of each trajectory, one for each seed and temperature")
+    pressures: tuple[float, ...] = Field(
+        (), description="of the dynamics of crystals and liquids, in GPa, as often as needed; their cells stay as they are where not given"
+    )
+    time: float = Field(2.0, gt=0, description="ps: length of each trajectory, one for each seed, temperature and pressure")
     stop: float | None = Field(
         None,
         gt=0,

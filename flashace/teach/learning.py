@@ -6,6 +6,7 @@ choice of what these runs have met (`selection`); its labels. What is in the run
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,7 +157,7 @@ def _is_isolated(atoms: Atoms) -> bool:
 
 
 def _run(model: Path, structures: Sequence[Atoms], settings: LearnConfig, place: Path, num_labels: int, console: Console) -> LearnedRound:
-    """Each seed at each temperature, from a little disturbed positions, others in each round; frames in `own.extxyz`."""
+    """Each seed at each temperature and pressure, from a little disturbed positions, others in each round; frames in `own.extxyz`."""
     number = int(place.name.rpartition("-")[2])
     threshold = settings.stop or _usual(model)
     seeds = [seed for seed in map(look_at, structures) if not is_alone(seed)]
@@ -167,10 +168,11 @@ def _run(model: Path, structures: Sequence[Atoms], settings: LearnConfig, place:
         step = timestep(atoms)
         interval = max(round(1000 * settings.time / (FRAMES * step)), round(APART / step), 1)
         frames = max(round(1000 * settings.time / (interval * step)), 1)
-        for temperature in settings.temperatures:
+        pressures = settings.pressures if seed.shape in ("crystal", "molecules") else ()
+        for temperature, pressure in product(settings.temperatures, pressures or (None,)):
             start, own = moves.rattled(atoms, 0.02, rng), int(rng.integers(2**31))
             key = f"own-{len(tasks):04d}"
-            tasks.append(Watched(start, temperature, step, interval, frames, settings.max_force, own, key, threshold))
+            tasks.append(Watched(start, temperature, step, interval, frames, settings.max_force, own, key, pressure, threshold))
     path = place / "own.extxyz"
     student = replace(settings, teacher=f"flashace:{model}", teacher_arg=())
     label(tasks, student, path, console, same=False)  # its path is another one, seen from another folder

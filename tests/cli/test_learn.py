@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.build import fcc111
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.io import read, write
 
@@ -84,6 +84,19 @@ def test_by_files_it_waits_and_goes_on_with_what_is_labelled(flashace, seeds):
     assert "1 of 4 frames have no label yet; it goes on without them" in result.output
     assert len(read("run/round-0/frames.extxyz", ":")) == 3
     assert sorted(Path("calc").glob("round-1-*"))
+
+
+@pytest.mark.slow
+def test_crystals_run_at_each_pressure_and_slabs_at_none(flashace, seeds, monkeypatch):
+    write("seeds.extxyz", [seeds[0], bulk("Cu", cubic=True)])
+    pressures = ("--pressures", 0, "--pressures", 5.5)
+    result = flashace("learn", "seeds.extxyz", "--teacher", "emt", "--stop", 1e-9, *RUN, "--rounds", 0, "--max-atoms", 8, *pressures)
+    assert result.exit_code == 1, result.output
+    assert sorted(frame.info["config_type"] for frame in read("run/round-0/own.extxyz", ":")) == [
+        "md-300K",
+        "md-300K-0GPa",
+        "md-300K-5.5GPa",
+    ]
 
 
 def course():

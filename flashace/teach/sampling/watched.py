@@ -22,8 +22,9 @@ class Watched(Trajectory):
         """Raises FlashACEError for a calculator that is no model of ours."""
         if not isinstance(calculator, FlashACE):
             raise FlashACEError(f"watched dynamics: expected a model of FlashACE, got {type(calculator).__name__}; name flashace:MODEL")
-        calculator.set(stop_uncertainty=self.stop)
+        calculator.set(stop_uncertainty=None)  # a barostat looks at the start before the first step
         atoms, steps = self.start(calculator)
+        calculator.set(stop_uncertainty=self.stop)
         frames: list[Atoms] = []
         try:
             for _ in steps:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ase import units
 from ase.build import bulk
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.emt import EMT
@@ -61,6 +62,19 @@ def test_the_temperature_is_reached():
     frames = trajectory(atoms=atoms, temperature=900.0, timestep=4.0, interval=10, num_frames=15)(EMT())
     moved = [np.sqrt(((frame.positions - atoms.positions) ** 2).mean()) for frame in frames[5:]]
     assert 0.08 < np.mean(moved) < 0.3  # the harmonic value at 900 K is 0.13 Å
+
+
+def test_the_pressure_is_reached_and_the_cell_keeps_its_shape():
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.set_cell(atoms.cell.array @ np.diag([1.0, 1.0, 1.1]), scale_atoms=True)
+    for pressure in (-3.0, 20.0):
+        frames = trajectory(atoms=atoms, num_frames=60, interval=20, pressure=pressure)(EMT())
+        assert frames[0].info["config_type"] == f"md-600K-{pressure:g}GPa"
+        found = [
+            -frame.get_stress()[:3].mean() / units.GPa + 600 * units.kB * len(atoms) / frame.get_volume() / units.GPa for frame in frames
+        ]
+        assert np.mean(found[20:]) == pytest.approx(pressure, abs=1.0)
+        assert np.allclose(frames[-1].cell.array / frames[-1].cell[0, 0], atoms.cell.array / atoms.cell[0, 0])
 
 
 def test_every_seed_meets_every_temperature(copper, alloy, rng, settings):

@@ -18,7 +18,7 @@ from flashace.teach.sampling.watched import Watched
 @pytest.fixture
 def task():
     atoms = bulk("Cu", cubic=True)
-    return Watched(atoms, 300.0, 2.0, 1, 3, 100.0, 0, "own-0000", 1.0)
+    return Watched(atoms, 300.0, 2.0, 1, 3, 100.0, 0, "own-0000", stop=1.0)
 
 
 def test_it_ends_with_the_frame_outside_the_data_and_says_why_once(task):
