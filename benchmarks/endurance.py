@@ -25,11 +25,11 @@ from ase.build import bulk, molecule
 from ase.io import read, write
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
-from ase.neighborlist import neighbor_list
 
 from flashace import FlashACE
 from flashace.potential.model import TRUSTED
 from flashace.potential.model_file import load_model
+from flashace.structure.neighbors import build_graph
 
 EVERY = 10  # steps between the looks at forces
 BOX = 80.0  # Å, around what has no cell
@@ -145,7 +145,8 @@ def largest_force(atoms: Atoms, forces: np.ndarray, model) -> float:
     """Of atoms whose pairs are all farther apart than where the repulsion begins, in eV/Å."""
     shortest = TRUSTED * model.shortest.numpy()
     species = model.element_index.numpy()[atoms.numbers]
-    i, j, r = neighbor_list("ijd", atoms, shortest.max())
+    graph = build_graph(atoms, float(shortest.max()))
+    (i, j), r = graph.edge_index.numpy(), graph.edge_vec.norm(dim=1).numpy()
     close = np.zeros(len(atoms), dtype=bool)
     close[i[r < shortest[species[i], species[j]]]] = True
     return float(np.linalg.norm(forces[~close], axis=1).max(initial=0.0))
