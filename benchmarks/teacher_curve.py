@@ -3,7 +3,7 @@
     python benchmarks/teacher_curve.py TRAIN TEST FOLDER --teacher chgnet [--frames 10 20 40 80]
 
 The teacher labels structures around the frames of the shortest training set, a student learns them once, and each training set finishes it
-(`flashace fit --pretrained`). From scratch each fit sees 24,000 frames, so many epochs of them. Frames are drawn by chance; isolated atoms
+(`flashace fit --pretrained`). From scratch each fit sees 12,000 frames, so many epochs of them. Frames are drawn by chance; isolated atoms
 are in each set. Everything is kept in FOLDER, and what is there is not made twice: a killed run goes on. Run it with the Python of the
 environment that has the teacher.
 """
@@ -20,7 +20,7 @@ from ase.io import read, write
 
 from flashace import FlashACE, evaluate_many
 
-SEEN = 24_000  # frames, by a fit from scratch
+SEEN = 12_000  # frames, by a fit from scratch
 WAYS = {"scratch": "from scratch", "taught": "with a teacher"}
 
 
