@@ -76,7 +76,8 @@ def _asked(seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms],
 
     from flashace.data.files import structures
     from flashace.teach.config import LearnConfig, sample_config
-    from flashace.teach.learning import FILES
+    from flashace.teach.learning import FILES, UNDER_PRESSURE
+    from flashace.teach.sampling.seed import look_at
     from flashace.teach.teachers import teacher
     from flashace.train.config import make_config
 
@@ -99,6 +100,11 @@ def _asked(seeds: tuple[str, ...], flags: dict[str, Any]) -> "tuple[list[Atoms],
     student = {name: flags[name] for name in (*OF_THE_STUDENT, "seed") if flags[name] is not None}
     found = [atoms for atoms, _ in structures(seeds)]
     tell_charges(found)
+    shapes = {look_at(atoms).shape for atoms in found}
+    if settings.pressures and not shapes & set(UNDER_PRESSURE):
+        raise FlashACEError(
+            f"--pressures: expected a crystal or a liquid among SEEDS, got {', '.join(sorted(shapes))}; leave it out, or give such seeds"
+        )
     return found, settings, make_config(student)
 
 

@@ -40,9 +40,8 @@ class Rigidity(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """As float64. Zero where the features are: the energy of an atom alone does not depend on the weights."""
-        return (
-            (features @ self.whitening.to(features.dtype)).norm(dim=-1).double()
-        )  # float32 is twice as fast, and no worse than its features
+        whitening = self.whitening.to(features.dtype)  # float32 is twice as fast, and no worse than features in float32
+        return (features @ whitening).norm(dim=-1).double()
 
 
 @dataclass(frozen=True)

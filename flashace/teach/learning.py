@@ -28,7 +28,7 @@ from flashace.teach.sample import label
 from flashace.teach.sampling import moves
 from flashace.teach.sampling.dynamics import APART, timestep
 from flashace.teach.sampling.isolated_atom import IsolatedAtom
-from flashace.teach.sampling.seed import is_alone, look_at
+from flashace.teach.sampling.seed import Shape, is_alone, look_at
 from flashace.teach.sampling.watched import Watched
 from flashace.teach.selection import Selector, write_choice
 from flashace.teach.student import learn
@@ -42,6 +42,7 @@ FRAMES = 25  # of a trajectory
 SURE = 3.0  # times the largest uncertainty of an atom in the frames that a model was calibrated on: docs/uncertainty.md
 PER_ROUND = 10  # labels, where their number is not given
 ROUND = "round"
+UNDER_PRESSURE: tuple[Shape, ...] = ("crystal", "molecules")  # shapes of seeds whose cell a pressure acts on
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _run(model: Path, structures: Sequence[Atoms], settings: LearnConfig, place:
         step = timestep(atoms)
         interval = max(round(1000 * settings.time / (FRAMES * step)), round(APART / step), 1)
         frames = max(round(1000 * settings.time / (interval * step)), 1)
-        pressures = settings.pressures if seed.shape in ("crystal", "molecules") else ()
+        pressures = settings.pressures if seed.shape in UNDER_PRESSURE else ()
         for temperature, pressure in product(settings.temperatures, pressures or (None,)):
             start, own = moves.rattled(atoms, 0.02, rng), int(rng.integers(2**31))
             key = f"own-{len(tasks):04d}"

@@ -87,7 +87,7 @@ def test_by_files_it_waits_and_goes_on_with_what_is_labelled(flashace, seeds):
 
 
 @pytest.mark.slow
-def test_crystals_run_at_each_pressure_and_slabs_at_none(flashace, seeds, monkeypatch):
+def test_crystals_run_at_each_pressure_and_slabs_at_none(flashace, seeds):
     write("seeds.extxyz", [seeds[0], bulk("Cu", cubic=True)])
     pressures = ("--pressures", 0, "--pressures", 5.5)
     result = flashace("learn", "seeds.extxyz", "--teacher", "emt", "--stop", 1e-9, *RUN, "--rounds", 0, "--max-atoms", 8, *pressures)
@@ -97,6 +97,15 @@ def test_crystals_run_at_each_pressure_and_slabs_at_none(flashace, seeds, monkey
         "md-300K-0GPa",
         "md-300K-5.5GPa",
     ]
+
+
+def test_pressures_want_a_crystal_or_a_liquid(flashace, seeds):
+    result = flashace("learn", "seeds.extxyz", "--teacher", "emt", *RUN, "--pressures", 1)
+    assert result.exit_code == 1
+    assert "--pressures: expected a crystal or a liquid among SEEDS, got slab; leave it out, or give such seeds" in " ".join(
+        result.output.split()
+    )
+    assert not Path("run").exists()
 
 
 def course():
