@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from ase import Atoms
 from ase.io import read, write
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from flashace import FlashACE, evaluate_many
 
@@ -89,13 +90,15 @@ def rms(off: np.ndarray) -> float:
 
 def draw(numbers: list[int], found: dict[str, tuple[float, float]], output: Path, teacher: str) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for k, (axis, unit) in enumerate(zip(axes, ("forces, meV/Å", "energy, meV/atom"), strict=True)):
+    for k, (axis, of, unit) in enumerate(zip(axes, ("forces", "energy"), ("meV/Å", "meV/atom"), strict=True)):
         for way, said in WAYS.items():
             axis.loglog(numbers, [found[f"{way}-{number}"][k] for number in numbers], "o-", label=said.replace("a teacher", teacher))
         if k == 0:
             axis.axhline(found["student"][k], color="grey", linestyle=":", label=f"student of {teacher}, no DFT")
-        axis.set(xlabel="DFT frames", ylabel=f"RMSE on test frames: {unit}", xticks=numbers, xticklabels=map(str, numbers))
         axis.minorticks_off()
+        axis.set(title=f"{of} of test frames", xlabel="DFT frames", ylabel=f"RMSE, {unit}", xticks=numbers, xticklabels=map(str, numbers))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes[0].legend()
     figure.savefig(output, dpi=150)
 
