@@ -65,15 +65,15 @@ def test_the_temperature_is_reached():
 
 
 def test_the_pressure_is_reached_and_the_cell_keeps_its_shape():
-    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms = bulk("Cu", cubic=True)
     atoms.set_cell(atoms.cell.array @ np.diag([1.0, 1.0, 1.1]), scale_atoms=True)
     for pressure in (-3.0, 20.0):
-        frames = trajectory(atoms=atoms, num_frames=60, interval=20, pressure=pressure)(EMT())
+        frames = trajectory(atoms=atoms, num_frames=60, interval=10, timestep=4.0, pressure=pressure)(EMT())
         assert frames[0].info["config_type"] == f"md-600K-{pressure:g}GPa"
         found = [
             -frame.get_stress()[:3].mean() / units.GPa + 600 * units.kB * len(atoms) / frame.get_volume() / units.GPa for frame in frames
         ]
-        assert np.mean(found[20:]) == pytest.approx(pressure, abs=1.0)
+        assert np.mean(found[20:]) == pytest.approx(pressure, abs=1.5)
         assert np.allclose(frames[-1].cell.array / frames[-1].cell[0, 0], atoms.cell.array / atoms.cell[0, 0])
 
 
