@@ -53,8 +53,7 @@ def distill(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags
         if resume is not None:
             folder = Path(resume)
             locks.enter_context(locked(folder, tell=console.print))
-            given = (*seeds, *(["--overwrite"] if overwrite else []))
-            structures, settings, like = asked_before(folder, given, flags, OPTIONS, DistillConfig)
+            structures, settings, like = asked_before(folder, seeds, {"overwrite": overwrite or None, **flags}, OPTIONS, DistillConfig)
         else:
             structures, settings, like = _asked(seeds, flags)
             with nothing_written():

@@ -53,8 +53,7 @@ def learn(seeds: tuple[str, ...], overwrite: bool, resume: str | None, **flags: 
         if resume is not None:
             folder = Path(resume)
             locks.enter_context(locked(folder, tell=console.print))
-            given = (*seeds, *(["--overwrite"] if overwrite else []))
-            structures, settings, like = asked_before(folder, given, flags, OPTIONS, LearnConfig)
+            structures, settings, like = asked_before(folder, seeds, {"overwrite": overwrite or None, **flags}, OPTIONS, LearnConfig)
         else:
             structures, settings, like = _asked(seeds, flags)
             folder = default_folder(seeds[0], overwrite, locks) if settings.output is None else Path(settings.output)
